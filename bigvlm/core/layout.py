@@ -1,0 +1,166 @@
+"""Layouts: how a parameter is stored, and how it is used.
+
+*Stored*: ordered regex rules over parameter paths (``config.layout``) give each parameter a strategy:
+
+- ``'replicate'``: on every device;
+- ``'fsdp'``: the largest dimension that the ``fsdp`` axis divides is split over it (the first dimension of scanned
+  blocks is the layer, and is never split);
+- a tuple with one mesh axis, tuple of axes or None per dimension, e.g. ``(None, 'fsdp', 'tensor')``.
+
+*Used*: inside the forward pass ``fsdp`` is gathered and ``tensor`` kept, in the compute dtype. The change from the one
+to the other happens in one place, ``to_used``, which towers put inside the rematerialised block, so that gathered
+weights live for one layer only; its backward pass asks for the stored layout, so that gradients are reduce-scattered.
+"""
+
+import contextlib
+import contextvars
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec as P
+
+from bigvlm.core import mesh as mesh_lib, paths
+from bigvlm.core.parts import RecipeError
+
+_SCANNED = 'blocks'  # the path component of parameters that are stacked over layers
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """The stored PartitionSpec of every parameter path on a mesh, and what could not be done as asked."""
+    specs: Mapping[str, P]
+    notes: tuple[str, ...] = ()
+
+    def shardings(self, mesh, flat: Mapping[str, Any]) -> dict[str, NamedSharding]:
+        return {path: NamedSharding(mesh, self.specs[path]) for path in flat}
+
+
+def make(rules: Sequence[Sequence[Any]], shapes: Mapping[str, Any], mesh) -> Layout:
+    """Resolves ``rules`` for every path of ``shapes`` ({path: array or ShapeDtypeStruct}) on ``mesh``."""
+    strategies = paths.match(rules, shapes, what='layout')
+    specs, notes = {}, []
+    for path, strategy in strategies.items():
+        specs[path] = _spec(path, strategy, shapes[path].shape, mesh, notes)
+    return Layout(specs, tuple(notes))
+
+
+def _spec(path: str, strategy: Any, shape: tuple[int, ...], mesh, notes: list[str]) -> P:
+    first = 1 if _SCANNED in path.split('/') else 0
+    if strategy == 'replicate':
+        return P()
+    if strategy == 'fsdp':
+        size = mesh.shape['fsdp']
+        fits = [d for d in range(first, len(shape)) if shape[d] % size == 0]
+        if size == 1 or len(shape) - first < 2:
+            return P()  # vectors are small: splitting them costs a collective and saves nothing
+        if not fits:
+            notes.append(f'{path} {shape}: no dimension divides by fsdp={size}; replicated')
+            return P()
+        largest = max(fits, key=lambda d: shape[d])
+        return P(*(('fsdp' if d == largest else None) for d in range(len(shape))))
+    if not isinstance(strategy, tuple) or len(strategy) != len(shape):
+        raise RecipeError(f'layout: {path} has shape {shape}; {strategy!r} must be "replicate", "fsdp" or one axis per dimension')
+    resolved = []
+    for d, axes in enumerate(strategy):
+        named = () if axes is None else (axes,) if isinstance(axes, str) else tuple(axes)
+        unknown = set(named) - set(mesh_lib.AXES)
+        if unknown:
+            raise RecipeError(f'layout: {path}: unknown mesh axis {sorted(unknown)[0]!r} (valid: {", ".join(mesh_lib.AXES)})')
+        ways = math.prod(mesh.shape[a] for a in named)
+        if shape[d] % ways:
+            notes.append(f'{path} {shape}: dimension {d} does not divide by {"×".join(named)}={ways}; replicated there')
+            axes = None
+        resolved.append(axes)
+    return P(*resolved)
+
+
+def _used_spec(stored: P) -> P:
+    """The used layout: of the stored one, only ``tensor`` remains."""
+    def keep(axes):
+        named = () if axes is None else (axes,) if isinstance(axes, str) else axes
+        return 'tensor' if 'tensor' in named else None
+    return P(*(keep(axes) for axes in stored))
+
+
+_active: contextvars.ContextVar[Layout | None] = contextvars.ContextVar('layout', default=None)
+
+
+@contextlib.contextmanager
+def activate(layout: Layout) -> Iterator[None]:
+    """While a step is traced in this context, towers take their parameters' layouts from ``layout``."""
+    token = _active.set(layout)
+    try:
+        yield
+    finally:
+        _active.reset(token)
+
+
+def to_used(prefix: str, dtype: Any, *, scanned: bool = False) -> Callable[[Mapping], dict]:
+    """Maps a module's stored variables to the ones it computes with; for ``nn.map_variables``.
+
+    Args:
+        prefix: the module's own path, e.g. ``image/blocks``.
+        dtype: matrices are cast to it (gathering half the bytes for bfloat16); vectors stay as they are stored.
+        scanned: the variables are one layer of a stack whose stored layout has a leading layer dimension.
+    """
+    layout = _active.get()
+
+    def change(variables: Mapping) -> dict:
+        flat = paths.flatten(dict(variables['params']))
+        used = {}
+        for path, x in flat.items():
+            target = dtype if x.ndim >= 2 else x.dtype
+            stored = layout.specs.get(f'{prefix}/{path}') if layout is not None else None
+            if stored is None:
+                used[path] = x.astype(target)
+            else:
+                used[path] = _use(x, P(*stored[1:]) if scanned else stored, target)
+        return {'params': paths.unflatten(used)}
+    return change
+
+
+def _use(x, stored: P, dtype):
+    """Gathers ``x`` over fsdp in ``dtype``; its cotangent is asked for in the stored layout (see the file's head)."""
+    if all(axes is None for axes in stored):
+        return x.astype(dtype)
+    if jax.sharding.get_abstract_mesh().empty:
+        return x.astype(dtype)
+    stored_dtype = x.dtype
+
+    @jax.custom_vjp
+    def use(x):
+        return jax.lax.with_sharding_constraint(x.astype(dtype), _used_spec(stored))
+
+    def forward(x):
+        return use(x), None
+
+    def backward(_, cotangent):
+        return (jax.lax.with_sharding_constraint(cotangent, stored).astype(stored_dtype),)
+
+    use.defvjp(forward, backward)
+    return use(x)
+
+
+def table(flat: Mapping[str, Any], layout: Layout, mesh, columns: Mapping[str, Mapping[str, Any]] | None = None) -> str:
+    """The parameter table: path, shape, dtype, stored layout, bytes per device, and any ``columns`` {title: {path: text}}."""
+    columns = columns or {}
+    rows = [('parameter', 'shape', 'dtype', 'layout', 'bytes/device', *columns)]
+    total = size = 0
+    for path, x in flat.items():
+        spec = layout.specs[path]
+        local = math.prod(NamedSharding(mesh, spec).shard_shape(x.shape)) * jnp.dtype(x.dtype).itemsize
+        total, size = total + local, size + math.prod(x.shape)
+        rows.append((path, str(tuple(x.shape)), str(jnp.dtype(x.dtype)), _spec_text(spec), f'{local:,}',
+                     *(str(columns[c].get(path, '')) for c in columns)))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ['  '.join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in rows]
+    return '\n'.join([*lines, f'{size:,} parameters, {total:,} bytes per device', *layout.notes])
+
+
+def _spec_text(spec: P) -> str:
+    return '(' + ', '.join('-' if axes is None else axes if isinstance(axes, str) else '×'.join(axes) for axes in spec) + ')' \
+        if any(axes is not None for axes in spec) else 'replicated'

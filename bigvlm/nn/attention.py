@@ -1,0 +1,53 @@
+"""Multi-head attention on ``jax.nn.dot_product_attention``, by platform.
+
+B batch, T queries, S keys, W width, N heads, H head width.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import linen as nn
+
+from bigvlm.core.parts import RecipeError
+
+
+def attend(query_BTNH, key_BSNH, value_BSNH, *, mask_BS=None, causal: bool = False, implementation: str = 'auto'):
+    """Scaled dot-product attention -> [B, T, N, H]; the softmax is float32.
+
+    ``implementation``: 'xla', 'cudnn' or 'auto' (cuDNN for half precision on a GPU, else XLA).
+    ``mask_BS``: True where a key may be attended to.
+    """
+    if implementation == 'auto':
+        half = query_BTNH.dtype in (jnp.bfloat16, jnp.float16)
+        implementation = 'cudnn' if jax.default_backend() == 'gpu' and half and query_BTNH.shape[-1] % 8 == 0 else 'xla'
+    mask = None if mask_BS is None else mask_BS[:, None, None, :]
+    return jax.nn.dot_product_attention(query_BTNH, key_BSNH, value_BSNH, mask=mask, is_causal=causal,
+                                        implementation=implementation)
+
+
+class Attention(nn.Module):
+    """Multi-head attention of ``query_BTW`` over ``key_BSW`` (itself by default) -> [B, T, W]."""
+    heads: int
+    kernel_init: Any = nn.initializers.xavier_uniform()
+    out_init: Any = nn.initializers.xavier_uniform()
+    causal: bool = False
+    bias: bool = True
+    dtype: Any = jnp.float32
+    implementation: str = 'auto'
+
+    @nn.compact
+    def __call__(self, query_BTW, key_BSW=None, mask_BS=None):
+        key_BSW = query_BTW if key_BSW is None else key_BSW
+        width = query_BTW.shape[-1]
+        if width % self.heads:
+            raise RecipeError(f'heads: {self.heads} heads do not divide the width {width}')
+
+        def project(name, x_BLW):
+            y_BLW = nn.Dense(width, self.bias, self.dtype, kernel_init=self.kernel_init, name=name)(x_BLW)
+            return rearrange(y_BLW, 'b l (n h) -> b l n h', n=self.heads)
+
+        x_BTNH = attend(project('query', query_BTW), project('key', key_BSW), project('value', key_BSW),
+                        mask_BS=mask_BS, causal=self.causal, implementation=self.implementation)
+        return nn.Dense(width, self.bias, self.dtype, kernel_init=self.out_init, name='out')(rearrange(x_BTNH, 'b t n h -> b t (n h)'))

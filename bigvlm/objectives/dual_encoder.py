@@ -1,0 +1,102 @@
+"""What objectives over pairs of one image and one text embedding share (not itself an objective).
+
+Shapes: B batch, D width, L text length, M images and N texts to score.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from bigvlm.core import exchange, pairwise
+from bigvlm.core.parts import RecipeError
+
+
+class Positives(NamedTuple):
+    """Which pairs of a batch are positives: a target function of a per-example array that features carry."""
+    target: pairwise.Target
+    side: Callable[[Mapping[str, jax.Array], str], jax.Array] | None   # of (batch, text key)
+
+
+def _find(batch: Mapping[str, Any], key: str) -> jax.Array | None:
+    """``batch['views']['0']`` for the key path 'views/0', or None."""
+    found = batch
+    for part in key.split('/'):
+        found = found.get(part) if isinstance(found, Mapping) else None
+    return found
+
+
+def read(batch: Mapping[str, Any], key: str) -> jax.Array:
+    """The batch's array at a key path, or a RecipeError that names the key and those there are."""
+    found = _find(batch, key)
+    if found is None:
+        raise RecipeError(f'the batch has no {key!r} (it has: {", ".join(sorted(batch)) or "nothing"})')
+    return found
+
+
+def unit(x_BD: jax.Array) -> jax.Array:
+    """Rows scaled to length 1, in float32 (float64 stays); a zero row stays zero, with a finite gradient."""
+    x_BD = x_BD.astype(jnp.promote_types(x_BD.dtype, jnp.float32))
+    squared = jnp.sum(x_BD * x_BD, axis=-1, keepdims=True)
+    return x_BD * jax.lax.rsqrt(jnp.where(squared > 0, squared, 1.))
+
+
+def caption_hash(ids_BL: jax.Array) -> jax.Array:
+    """Two 32-bit hashes of each row of token ids, uint32 [B, 2]: equal captions have equal hashes.
+
+    A sum over positions of well mixed (position, id) pairs; two different captions of a batch agree in both words with
+    a chance of about 2^-64, and never if they differ in one token only.
+    """
+    ids_BL = ids_BL.astype(jnp.uint32)
+    position_L = jnp.arange(ids_BL.shape[1], dtype=jnp.uint32)
+    words = [_mix(ids_BL ^ _mix(2 * position_L + jnp.uint32(seed))).sum(1, dtype=jnp.uint32) for seed in (0, 1)]
+    return jnp.stack(words, axis=1)
+
+
+def _mix(x: jax.Array) -> jax.Array:
+    """The finalizer of MurmurHash3: a bijection of 32-bit words in which each input bit reaches each output bit."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)
+
+
+POSITIVES = {
+    'identity': Positives(pairwise.identity, None),
+    'labels': Positives(pairwise.equal_labels, lambda batch, text: read(batch, 'label')),
+    'captions': Positives(pairwise.equal_hashes, lambda batch, text: caption_hash(read(batch, text))),
+}
+
+
+def check(target: str, temperature: float, exchange_name: str, tile: int, dtype: Any) -> None:
+    """Raises RecipeError for fields that no run could use."""
+    if target not in POSITIVES:
+        raise RecipeError(f'target: found {target!r}; valid: {", ".join(POSITIVES)}')
+    if not temperature > 0:
+        raise RecipeError(f'temperature: found {temperature}; valid: a number above 0')
+    exchange.check(exchange_name, tile)
+    if dtype is not None and dtype not in ('float32', 'bfloat16'):
+        raise RecipeError(f'dtype: found {dtype!r}; valid: float32, bfloat16 or None (the embeddings\')')
+
+
+def embed(encode: Callable, batch: Mapping[str, jax.Array], image: tuple[str, str], text: tuple[str, str]) -> dict:
+    """Unit embeddings ``image_BD``, ``text_BD`` of what the batch has; ``image``, ``text``: (tower, batch key)."""
+    sources = {'image_BD': image, 'text_BD': text}
+    return {name: unit(encode(tower, key).pooled_BD) for name, (tower, key) in sources.items()
+            if _find(batch, key) is not None}
+
+
+def features(encode: Callable, batch: Mapping[str, jax.Array], image: tuple[str, str], text: tuple[str, str],
+             target: str) -> dict:
+    """Both embeddings and, where ``target`` needs one, the side array ``side_B``."""
+    for _, key in (image, text):
+        read(batch, key)
+    found = embed(encode, batch, image, text)
+    side = POSITIVES[target].side
+    return found if side is None else found | {'side_B': side(batch, text[1])}
+
+
+def score(image_MD: jax.Array, text_ND: jax.Array) -> jax.Array:
+    """Cosine similarities [M, N] of unit embeddings, in float32."""
+    return jnp.einsum('md,nd->mn', image_MD, text_ND, precision=jax.lax.Precision.HIGHEST,
+                      preferred_element_type=jnp.float32)

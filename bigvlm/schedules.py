@@ -1,0 +1,111 @@
+"""Learning-rate schedules, as a multiplier of the peak rate: one function per schedule, and warm-up for all.
+
+A schedule is ``f(step, run, **fields) -> multiplier``; its keyword arguments are the recipe's fields. ``step`` counts
+from 0 and may be traced; the last step of a run of T steps is T−1.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from bigvlm.core import durations
+from bigvlm.core.parts import RecipeError
+
+
+class Run(NamedTuple):
+    """What a schedule knows of the run: ``total`` and ``warmup`` in steps, ``end`` as a fraction of the peak rate, and
+    how to turn a field's duration into steps."""
+    total: int
+    warmup: int
+    end: float
+    steps: Callable[[str, Any], int]
+
+    def progress(self, step):
+        """0 at the end of the warm-up, 1 at the end of the run."""
+        return jnp.clip((step - self.warmup) / max(self.total - self.warmup, 1), 0., 1.)
+
+
+def constant(step, run: Run):
+    """The peak rate to the end."""
+    return jnp.ones_like(step, jnp.float32)
+
+
+def linear(step, run: Run):
+    """A straight line to ``end``."""
+    return 1. - (1. - run.end) * run.progress(step)
+
+
+def cosine(step, run: Run):
+    """Half a cosine to ``end`` (Loshchilov and Hutter, arXiv 1608.03983, without restarts)."""
+    return run.end + (1. - run.end) * .5 * (1. + jnp.cos(jnp.pi * run.progress(step)))
+
+
+def rsqrt(step, run: Run, *, timescale: str | int = '10000 steps', cooldown: str | int = 0):
+    """1/sqrt(1 + (steps after warm-up) / timescale), and a linear cool-down to ``end`` (Zhai et al., arXiv 2106.04560,
+    as in big_vision)."""
+    scale = run.steps('timescale', timescale)
+    if scale < 1:
+        raise RecipeError('optim.schedule.timescale: must be at least one step')
+    decayed = 1. / jnp.sqrt(1. + jnp.maximum(step - run.warmup, 0) / scale)
+    return run.end + (decayed - run.end) * _left(step, run, cooldown)
+
+
+def wsd(step, run: Run, *, cooldown: str | int = '20%', shape: str = 'linear'):
+    """Warm-up, stable, decay: the peak rate until a cool-down to ``end`` that is ``linear`` or ``sqrt``, which is
+    1 − sqrt(part of the cool-down done) (Hägele et al., arXiv 2405.18392)."""
+    if shape not in ('linear', 'sqrt'):
+        raise RecipeError(f'optim.schedule.shape: {shape!r} (valid: linear, sqrt)')
+    left = _left(step, run, cooldown)
+    return run.end + (1. - run.end) * (left if shape == 'linear' else 1. - jnp.sqrt(1. - left))
+
+
+SCHEDULES = {f.__name__: f for f in (constant, linear, cosine, rsqrt, wsd)}
+
+
+def _left(step, run: Run, cooldown: str | int):
+    """How much of the cool-down at the run's end is left: 1 until it begins, 0 at the end of the run."""
+    length = run.steps('cooldown', cooldown)
+    if run.warmup + length > run.total:
+        raise RecipeError(f'optim.schedule: warmup ({run.warmup} steps) and cooldown ({length} steps) are longer than the '
+                          f'run ({run.total} steps)')
+    return jnp.clip((run.total - step) / length, 0., 1.) if length else 1.
+
+
+def build(spec: Mapping[str, Any], *, peak: float, total_steps: int, batch: int,
+          examples_per_epoch: int | None) -> Callable[[Any], Any]:
+    """``step -> float32 multiplier`` of the peak rate, from the recipe's ``optim.schedule``.
+
+    Fields of every schedule: ``warmup``, a duration: step s of it has (s + 1) / warmup of the rate, so that no step is
+    lost; ``end``, the final learning rate (not a fraction: papers state it as a rate).
+
+    Raises:
+        RecipeError: unknown schedule or field, a duration that does not fit the run, end above the peak.
+    """
+    fields = dict(spec)
+    schedule = SCHEDULES.get(fields.pop('name', ''))
+    if schedule is None:
+        raise RecipeError(f'optim.schedule.name: {spec.get("name")!r} (valid: {", ".join(SCHEDULES)})')
+    own = list(inspect.signature(schedule).parameters)[2:]
+    unknown = set(fields) - {*own, 'warmup', 'end'}
+    if unknown:
+        raise RecipeError(f'optim.schedule.{min(unknown)}: {schedule.__name__} has no such field (valid: '
+                          f'{", ".join(["warmup", "end", *own])})')
+
+    def steps(field: str, duration: Any) -> int:
+        return durations.steps(duration, batch=batch, examples_per_epoch=examples_per_epoch, total_steps=total_steps,
+                               what=f'optim.schedule.{field}')
+    warmup, end = steps('warmup', fields.pop('warmup', 0)), fields.pop('end', 0.)
+    if warmup >= total_steps > 1:  # runs of one step exist, to look at
+        raise RecipeError(f'optim.schedule.warmup: {warmup} steps of warm-up in a run of {total_steps} steps')
+    if not 0. <= end <= peak:
+        raise RecipeError(f'optim.schedule.end: {end!r} must be between 0 and the peak rate optim.lr={peak!r}')
+    run = Run(total_steps, warmup, end / peak, steps)
+
+    def multiplier(step):
+        step = jnp.asarray(step)
+        warm = jnp.minimum(1., (step + 1) / warmup) if warmup else 1.
+        return jnp.asarray(warm * schedule(step, run, **fields), jnp.float32)
+    multiplier(0)  # whatever is wrong with the fields is said now
+    return multiplier

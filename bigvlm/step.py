@@ -1,0 +1,117 @@
+"""The training step, written out: rounds, gradient, update, clamp, EMA; and the model's FLOPs.
+
+One ``jax.jit`` with the layouts of its arguments (pjit, under today's name). It needs no data library, so that the
+planner and the benchmarks can compile it anywhere.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from bigvlm import model as model_lib, optim
+from bigvlm.core import flops, layout as layout_lib, mesh as mesh_lib, paths, rounds as rounds_lib
+from bigvlm.model import Model
+from bigvlm.state import State, example_batch
+
+
+def make(model: Model, optimizer: optim.Optimizer, stored: layout_lib.Layout, config: Mapping[str, Any], kind: str,
+         reached: set[str] | None = None) -> Callable[[State, Mapping[str, Any]], tuple[State, dict[str, Any]]]:
+    """``step(state, batch) -> (state, metrics)`` for batches of one kind.
+
+    ``reached``: the modules that this kind's objectives touch; parameters of others get no update at all (no decay, no
+    momentum). None for all.
+    """
+    teachers = _teachers(model, kind)
+    second = model_lib.has_second_round(model, kind)
+
+    def step(state: State, batch: Mapping[str, Any]):
+        with layout_lib.activate(stored):
+            key = jax.random.fold_in(state.key, state.step)
+            trainable, frozen = optim.split(state.params, optimizer.trainable)
+            rounds = _of_trainable(model_lib.rounds(model, key, kind, second), frozen)
+            teacher = (lambda features_of: {name: features_of(state.ema[name]) for name in teachers}) if teachers else None
+            (loss, metrics, collections), gradient = rounds_lib.value_and_grad(
+                rounds, trainable, state.collections, batch, micro=config['micro'], teacher=teacher)
+
+            updated, opt = optimizer.update(gradient, state.opt, trainable)
+            updated = optim.clamp(updated, config['clamp'])
+            if reached is not None:
+                updated = {path: new if path.split('/')[0] in reached else trainable[path] for path, new in updated.items()}
+                opt = optim.keep_unreached(opt, state.opt, trainable, lambda path: path.split('/')[0] in reached)
+            ema = {name: optim.ema_update(old, updated, config['ema'][name]) for name, old in state.ema.items()}
+            metrics = {'loss': loss, 'grad_norm': optim.global_norm(gradient), 'lr': optimizer.schedule(state.step), **metrics}
+            state = State(step=state.step + 1, params=optim.merge(updated, frozen), opt=opt, ema=ema, collections=collections,
+                          key=state.key)
+            return state, jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), metrics)
+    return step
+
+
+def _of_trainable(rounds: rounds_lib.Rounds, frozen: Mapping[str, Any]) -> rounds_lib.Rounds:
+    """The same rounds as functions of the trainable parameters: what is frozen costs no backward pass."""
+    def whole(function):
+        return None if function is None else lambda trainable, *args: function(optim.merge(trainable, frozen), *args)
+    return rounds_lib.Rounds(*map(whole, rounds))
+
+
+def _teachers(model: Model, kind: str) -> set[str]:
+    objectives = [make() for make in model.objectives.values()]
+    return {o.teacher for o in objectives if getattr(o, 'teacher', '') and kind in getattr(o, 'kinds', ('pairs',))}
+
+
+def jit(step: Callable, mesh, state_shardings: State):
+    """The step with its layouts: the state stays where it is stored (and is donated), batches over the batch axes."""
+    return jax.jit(step, in_shardings=(state_shardings, mesh_lib.batch_sharding(mesh)),
+                   out_shardings=(state_shardings, mesh_lib.replicated(mesh)), donate_argnums=0)
+
+
+def reached_modules(model: Model, kind: str, shapes: Mapping[str, Any], params: Any, collections: Any) -> set[str]:
+    """The top-level modules that the objectives of this kind touch, found by tracing them abstractly."""
+    touched = set()
+
+    def record(call, args, kwargs, context):
+        if context.module.path:
+            touched.add(context.module.path[0])
+        return call(*args, **kwargs)
+
+    def run(params, collections, batch):
+        rounds = model_lib.rounds(model, jax.random.key(0), kind, model_lib.has_second_round(model, kind))
+        features, collections = rounds.features(params, collections, batch)
+        features2 = None
+        if rounds.features2 is not None:
+            pairs = rounds.pairs(params, collections, features, rounds.select(params, collections, features))
+            features2, collections = rounds.features2(params, collections, pairs)
+        return rounds.loss(params, collections, features, features2, {name: features for name in _teachers(model, kind)})
+    with nn.intercept_methods(record):
+        jax.eval_shape(run, params, collections, example_batch(shapes, 2))
+    return touched
+
+
+def model_flops(config: Mapping[str, Any], optimizer: optim.Optimizer, kind: str, shapes: Mapping[str, Any], state: State) -> int:
+    """FLOPs of one step over the global batch, forward and backward, without what rematerialisation and micro-batching repeat.
+
+    This is the numerator of MFU. A frozen tower counts forward only; dropped patches do not count.
+    """
+    model = model_lib.from_config(config, remat='none')
+    second = model_lib.has_second_round(model, kind)
+
+    def gradient(params, collections, batch):
+        trainable, frozen = optim.split(params, optimizer.trainable)
+        rounds = _of_trainable(model_lib.rounds(model, jax.random.key(0), kind, second), frozen)
+        def teacher(features_of):
+            return {name: features_of(trainable) for name in _teachers(model, kind)}
+        return rounds_lib.value_and_grad(rounds, trainable, collections, batch, teacher=teacher)
+    return flops.count(gradient, state.params, state.collections, example_batch(shapes, config['batch']))
+
+
+def parameter_columns(optimizer: optim.Optimizer) -> dict[str, dict[str, str]]:
+    """Columns of the parameter table: weight decay and learning-rate multipliers, or that it is frozen."""
+    decay = {path: f'{d:g}' for path, (d, _) in optimizer.table.items()}
+    rate = {path: f'{r:g}' if optimizer.trainable[path] else 'frozen' for path, (_, r) in optimizer.table.items()}
+    return {'decay': decay, 'rate': rate}
+
+
+def flat_params(state: State) -> dict[str, Any]:
+    return paths.flatten(state.params)

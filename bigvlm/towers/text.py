@@ -1,0 +1,99 @@
+"""Text transformers: CLIP's (causal, pooled at the end-of-text token) and SigLIP's (bidirectional, last token).
+
+B batch, L tokens, W token width, D the pooled width, V vocabulary.
+"""
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from bigvlm.core.parts import RecipeError
+from bigvlm.nn.encoded import Encoded
+from bigvlm.nn.random import EMBED_PLACE, dropout
+from bigvlm.nn.transformer import Transformer, choose, used
+from bigvlm.towers.vit import SIZES
+
+
+class Text(nn.Module):
+    """int32 token ids [B, L] -> Encoded.
+
+    Fields:
+        vocab, length: size of the vocabulary, and the number of learned positions (texts may be shorter, not longer).
+        size: one of vit.SIZES, or '' with ``width``, ``depth``, ``heads`` given; those override the size's.
+        causal: CLIP's mask. pool: 'eot' (the first ``eot_id``), 'last', 'first', 'max' or 'mean' (over real tokens).
+        mask_padding: whether attention ignores ``pad_id``; neither CLIP nor SigLIP does.
+        out_dim: width of a last projection, 0 for none; ``out_bias`` its bias (SigLIP has one, CLIP has none).
+    """
+    vocab: int = 32_000
+    length: int = 64
+    size: str = 'B'
+    width: int = 0
+    depth: int = 0
+    heads: int = 0
+    mlp_dim: int = 0
+    causal: bool = False
+    pool: str = 'last'
+    eot_id: int = 1
+    pad_id: int = 1
+    mask_padding: bool = False
+    out_dim: int = 0
+    out_bias: bool = True
+    activation: str = 'gelu_tanh'
+    init_scheme: str = 'xavier'
+    norm_eps: float = 1e-6
+    dropout: float = 0.
+    drop_path: float = 0.
+    remat: str = 'none'
+    dtype: str = 'bfloat16'
+    attention: str = 'auto'
+
+    def dims(self) -> tuple[int, int, int, int]:
+        """(width, depth, MLP hidden width, heads)."""
+        sizes = choose(SIZES, self.size, 'size') if self.size else (0, 0, 0, 0)
+        width, depth, mlp_dim, heads = (own or size for own, size in zip((self.width, self.depth, self.mlp_dim, self.heads), sizes))
+        if not (width and depth and heads):
+            raise RecipeError(f'size: give one of {", ".join(SIZES)}, or width, depth and heads')
+        return width, depth, mlp_dim or 4 * width, heads
+
+    def check(self) -> None:
+        """Raises RecipeError for impossible fields; needs no device."""
+        width, _, _, heads = self.dims()
+        if width % heads:
+            raise RecipeError(f'heads: {heads} heads do not divide the width {width}')
+        choose(dict.fromkeys(('eot', 'last', 'first', 'max', 'mean')), self.pool, 'pool')
+
+    @nn.compact
+    def __call__(self, text_BL, *, mask=None, keys_B=None, train=False, layers=()):
+        self.check()
+        width, depth, hidden, heads = self.dims()
+        dtype = jnp.dtype(self.dtype)
+        keys_B = keys_B if train else None
+        if text_BL.shape[1] > self.length:
+            raise RecipeError(f'length: texts of {text_BL.shape[1]} tokens are longer than the {self.length} positions')
+        token_init = nn.initializers.normal(.02 if self.init_scheme == 'clip' else width ** -.5)
+        embed = used(nn.Embed, self, 'embed', dtype)(self.vocab, width, dtype, embedding_init=token_init, name='embed')
+        position_init = nn.initializers.normal(.01 if self.init_scheme == 'clip' else width ** -.5)
+        position_LW = self.param('position', position_init, (self.length, width))
+        x_BLW = embed(text_BL) + position_LW[:text_BL.shape[1]].astype(dtype)
+        mask_BL = text_BL != self.pad_id if mask is None else mask
+        x_BLW = dropout(x_BLW, self.dropout, keys_B, EMBED_PLACE)
+        encoder = Transformer(depth, heads, mlp_dim=hidden, activation=self.activation, init_scheme=self.init_scheme, norm_eps=self.norm_eps,
+                              causal=self.causal, dropout=self.dropout, drop_path=self.drop_path, remat=self.remat, dtype=dtype,
+                              implementation=self.attention, name='encoder')
+        x_BLW, collected = encoder(x_BLW, keys_B=keys_B, mask_BL=mask_BL if self.mask_padding else None, layers=layers)
+        pooled_BD = self.pooled(x_BLW, text_BL, mask_BL)
+        if self.out_dim:
+            out_init = nn.initializers.normal(width ** -.5) if self.init_scheme == 'clip' else nn.initializers.lecun_normal()
+            pooled_BD = used(nn.Dense, self, 'out', dtype)(self.out_dim, self.out_bias, dtype, kernel_init=out_init, name='out')(pooled_BD)
+        return Encoded(pooled_BD, x_BLW, mask_BL, collected)
+
+    def pooled(self, x_BLW, text_BL, mask_BL):
+        if self.pool == 'eot':
+            index_B = jnp.argmax(text_BL == self.eot_id, axis=1)
+            return jnp.take_along_axis(x_BLW, index_B[:, None, None], axis=1)[:, 0]
+        if self.pool in ('last', 'first'):
+            return x_BLW[:, -1 if self.pool == 'last' else 0]
+        mask_BL1 = mask_BL[:, :, None]
+        if self.pool == 'max':
+            return jnp.max(jnp.where(mask_BL1, x_BLW, jnp.finfo(x_BLW.dtype).min), axis=1)
+        count_B1 = jnp.maximum(mask_BL1.sum(axis=1), 1).astype(jnp.float32)
+        return (jnp.where(mask_BL1, x_BLW, 0).astype(jnp.float32).sum(axis=1) / count_B1).astype(x_BLW.dtype)

@@ -1,0 +1,152 @@
+"""Vision transformer (Dosovitskiy et al., arXiv 2010.11929) in the variants that CLIP and SigLIP use.
+
+B batch, H×W pixels, C colours, P patch, L patches (+1 with a class token), W also the token width, D the pooled width.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+from einops import rearrange, repeat
+from flax import linen as nn
+
+from bigvlm.core.parts import RecipeError
+from bigvlm.nn import positions
+from bigvlm.nn.attention import Attention
+from bigvlm.nn.encoded import Encoded
+from bigvlm.nn.random import EMBED_PLACE, dropout, patch_dropout
+from bigvlm.nn.transformer import Mlp, Transformer, choose, used
+
+# (width, depth, MLP hidden width, heads): ViT paper, "Scaling ViT" (2106.04560), So400m from SoViT (2305.13035), H/G as open_clip.
+SIZES = {
+    'mu': (32, 1, 128, 2), 'Ti': (192, 12, 768, 3), 'S': (384, 12, 1536, 6), 'M': (512, 12, 2048, 8), 'B': (768, 12, 3072, 12),
+    'L': (1024, 24, 4096, 16), 'So400m': (1152, 27, 4304, 16), 'H': (1280, 32, 5120, 16), 'g': (1408, 40, 6144, 16),
+    'G': (1664, 48, 8192, 16),
+}
+
+
+class MapHead(nn.Module):
+    """Multi-head attention pooling with one learned probe, then a residual MLP (SigLIP; big_vision's MAP head)."""
+    heads: int
+    hidden: int
+    norm_eps: float
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x_BLW):
+        probe = self.param('probe', nn.initializers.xavier_uniform(), (1, 1, x_BLW.shape[-1]))
+        probe_B1W = repeat(probe.astype(self.dtype), '1 1 w -> b 1 w', b=x_BLW.shape[0])
+        pooled_B1W = Attention(self.heads, dtype=self.dtype, name='attention')(probe_B1W, x_BLW)
+        hidden_B1W = nn.LayerNorm(epsilon=self.norm_eps, dtype=self.dtype, name='norm')(pooled_B1W)
+        return (pooled_B1W + Mlp(self.hidden, dtype=self.dtype, name='mlp')(hidden_B1W))[:, 0]
+
+
+class ViT(nn.Module):
+    """uint8 or float images [B, H, W, C] -> Encoded.
+
+    Fields:
+        size: one of SIZES, or '' with ``width``, ``depth``, ``heads`` (and ``mlp_dim``) given; those override the size's.
+        patch, image: patch side, and the image side whose grid learned positions are stored at (others are resampled).
+        pool: 'cls' (a class token is added), 'gap' (mean of the tokens) or 'map' (attention pooling).
+        out_dim: width of a last projection, 0 for none; ``out_bias`` its bias.
+        position: 'learned' or 'sincos2d'.
+        pre_norm: CLIP's norm before the blocks; ``patch_bias``: CLIP has none.
+        patch_dropout: fraction of patches dropped in training (FLIP).
+        mean, std: normalisation of pixels in [0, 1], done here on the device.
+        remat: 'none', 'full' or a policy of jax.checkpoint_policies.
+        dtype: of compute; parameters are float32.
+    """
+    size: str = 'B'
+    patch: int = 16
+    image: int = 224
+    pool: str = 'map'
+    out_dim: int = 0
+    out_bias: bool = True
+    width: int = 0
+    depth: int = 0
+    heads: int = 0
+    mlp_dim: int = 0
+    position: str = 'learned'
+    pre_norm: bool = False
+    patch_bias: bool = True
+    activation: str = 'gelu_tanh'
+    init_scheme: str = 'xavier'
+    norm_eps: float = 1e-6
+    dropout: float = 0.
+    drop_path: float = 0.
+    patch_dropout: float = 0.
+    mean: tuple[float, ...] = (.5, .5, .5)
+    std: tuple[float, ...] = (.5, .5, .5)
+    remat: str = 'none'
+    dtype: str = 'bfloat16'
+    attention: str = 'auto'
+
+    def dims(self) -> tuple[int, int, int, int]:
+        """(width, depth, MLP hidden width, heads)."""
+        sizes = choose(SIZES, self.size, 'size') if self.size else (0, 0, 0, 0)
+        width, depth, mlp_dim, heads = (own or size for own, size in zip((self.width, self.depth, self.mlp_dim, self.heads), sizes))
+        if not (width and depth and heads):
+            raise RecipeError(f'size: give one of {", ".join(SIZES)}, or width, depth and heads')
+        return width, depth, mlp_dim or 4 * width, heads
+
+    def check(self) -> None:
+        """Raises RecipeError for impossible fields; needs no device."""
+        width, _, _, heads = self.dims()
+        if width % heads:
+            raise RecipeError(f'heads: {heads} heads do not divide the width {width}')
+        if self.image % self.patch:
+            raise RecipeError(f'image: a side of {self.image} is not a multiple of the patch side {self.patch}')
+        choose(dict.fromkeys(('cls', 'gap', 'map')), self.pool, 'pool')
+        choose(dict.fromkeys(('learned', 'sincos2d')), self.position, 'position')
+        if not 0. <= self.patch_dropout < 1.:
+            raise RecipeError(f'patch_dropout: {self.patch_dropout} is not in [0, 1)')
+
+    @nn.compact
+    def __call__(self, image_BHWC, *, mask=None, keys_B=None, train=False, layers=()):
+        self.check()
+        width, depth, hidden, heads = self.dims()
+        dtype = jnp.dtype(self.dtype)
+        keys_B = keys_B if train else None
+        x_BLW = self.embed(image_BHWC, width, dtype)
+        x_BLW = patch_dropout(x_BLW, self.patch_dropout, keys_B)
+        if self.pool == 'cls':
+            scale = width ** -.5 if self.init_scheme == 'clip' else 0.
+            token = self.param('class_token', nn.initializers.normal(scale), (width,))
+            if self.position == 'learned':
+                token = token + self.param('class_position', nn.initializers.normal(width ** -.5), (width,))
+            x_BLW = jnp.concatenate([repeat(token.astype(dtype), 'w -> b 1 w', b=x_BLW.shape[0]), x_BLW], axis=1)
+        if self.pre_norm:
+            x_BLW = nn.LayerNorm(epsilon=self.norm_eps, dtype=dtype, name='pre_norm')(x_BLW)
+        x_BLW = dropout(x_BLW, self.dropout, keys_B, EMBED_PLACE)
+        encoder = Transformer(depth, heads, mlp_dim=hidden, activation=self.activation, init_scheme=self.init_scheme, norm_eps=self.norm_eps,
+                              dropout=self.dropout, drop_path=self.drop_path, remat=self.remat, dtype=dtype,
+                              implementation=self.attention, name='encoder')
+        x_BLW, collected = encoder(x_BLW, keys_B=keys_B, layers=layers)
+        pooled_BD = self.pooled(x_BLW, heads, hidden, dtype)
+        if self.out_dim:
+            out_init = nn.initializers.normal(width ** -.5) if self.init_scheme == 'clip' else nn.initializers.lecun_normal()
+            pooled_BD = used(nn.Dense, self, 'out', dtype)(self.out_dim, self.out_bias, dtype, kernel_init=out_init, name='out')(pooled_BD)
+        return Encoded(pooled_BD, x_BLW, None, collected)
+
+    def embed(self, image_BHWC, width: int, dtype):
+        """Normalises pixels, cuts patches (a strided convolution written as one matrix product) and adds positions."""
+        if jnp.issubdtype(image_BHWC.dtype, jnp.integer):
+            image_BHWC = image_BHWC.astype(jnp.float32) / 255.
+        image_BHWC = (image_BHWC - jnp.asarray(self.mean, jnp.float32)) / jnp.asarray(self.std, jnp.float32)
+        rows, columns = image_BHWC.shape[1] // self.patch, image_BHWC.shape[2] // self.patch
+        if (rows * self.patch, columns * self.patch) != image_BHWC.shape[1:3]:
+            raise RecipeError(f'patch: images of {image_BHWC.shape[1]}×{image_BHWC.shape[2]} are not cut evenly by patches of {self.patch}')
+        patches_BLP = rearrange(image_BHWC, 'b (r p) (c q) k -> b (r c) (p q k)', p=self.patch, q=self.patch)
+        embed = used(nn.Dense, self, 'patch_embed', dtype)
+        x_BLW = embed(width, self.patch_bias, dtype, name='patch_embed')(patches_BLP.astype(dtype))
+        if self.position == 'sincos2d':
+            return x_BLW + positions.sincos2d((rows, columns), width).astype(dtype)
+        side = self.image // self.patch
+        learned_LW = self.param('position', nn.initializers.normal(width ** -.5), (side * side, width))
+        return x_BLW + positions.resample(learned_LW, (side, side), (rows, columns)).astype(dtype)
+
+    def pooled(self, x_BLW, heads: int, hidden: int, dtype):
+        if self.pool == 'cls':
+            return x_BLW[:, 0]
+        if self.pool == 'gap':
+            return x_BLW.astype(jnp.float32).mean(axis=1).astype(dtype)
+        return used(MapHead, self, 'map', dtype)(heads, hidden, self.norm_eps, dtype, name='map')(x_BLW)

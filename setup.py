@@ -1,0 +1,38 @@
+from setuptools import find_packages, setup
+
+setup(
+    name='bigvlm',
+    version='0.1.0',
+    description='Pre-training of vision-language models at scale in JAX/Flax',
+    long_description=open('README.md', encoding='utf-8').read(),
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    python_requires='>=3.11',
+    packages=find_packages(include=['bigvlm', 'bigvlm.*']),
+    install_requires=[
+        'absl-py',
+        'array-record',
+        'einops',
+        'etils[epath]',
+        'flax>=0.12',
+        'ftfy',
+        'jax>=0.10',
+        'ml_collections>=1.0',
+        'numpy',
+        'optax>=0.2.6',
+        'orbax-checkpoint>=0.11.20',
+        'pillow',
+        'regex',
+        'rich',
+        'sentencepiece',
+        'simplejpeg',
+        'tensorflow-datasets>=4.9.9',
+    ],
+    extras_require={
+        'cuda': ['jax[cuda12]'],
+        'tpu': ['jax[tpu]'],
+        'plan': ['jax[tpu]'],
+        'log': ['tensorboardX', 'wandb'],
+        'dev': ['pytest>=8', 'pytest-xdist', 'scikit-learn', 'tensorboardX'],
+    },
+)
