@@ -104,6 +104,10 @@ class Model(nn.Module):
         """The objective's unit-norm embeddings of what the batch holds (images, texts or both), without randomness."""
         return getattr(self, objective).embed(Encode(self, batch, None, False), batch)
 
+    def score(self, image_MD, text_ND, objective: str):
+        """[M, D], [N, D] -> the objective's similarities [M, N]."""
+        return getattr(self, objective).score(image_MD, text_ND)
+
     def init_all(self, batches: Mapping[str, Any]):
         """Touches every parameter: each kind's rounds on a small batch of that kind."""
         for kind, batch in batches.items():

@@ -111,7 +111,8 @@ class _Common:
             value = getattr(self, name)
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
             if not number or value < 0 or (name == 'lr' and value == 0):
-                raise RecipeError(f'optim.{name}: {value!r} must be a number, {"above" if name == "lr" else "at least"} 0')
+                least = 'above' if name == 'lr' else 'at least'
+                raise RecipeError(f'optim.{name}: {value!r} must be a number, {least} 0')
         if self.decay_by not in ('lr', 'schedule'):
             raise RecipeError(f'optim.decay_by: {self.decay_by!r} (valid: lr, schedule)')
 
@@ -128,7 +129,7 @@ def build(spec: Mapping[str, Any], *, total_steps: int, batch: int, examples_per
     Raises:
         RecipeError: an unknown or impossible field, or a rule that matches no parameter.
     """
-    fields = parts.freeze(spec)
+    fields = parts.freeze(dict(spec))
     name = fields.pop('name', None)
     if name not in OPTIMIZERS:
         raise RecipeError(f'optim.name: {name!r} (valid: {", ".join(OPTIMIZERS)})')
@@ -147,6 +148,19 @@ def build(spec: Mapping[str, Any], *, total_steps: int, batch: int, examples_per
     tx = optax.named_chain(('clip', optax.clip_by_global_norm(settings.clip) if settings.clip else optax.identity()),
                            (name, direction), ('step', _step(settings, multiplier, table)))
     return Optimizer(tx, lambda step: settings.lr * multiplier(step), trainable, table)
+
+
+def complete(spec: Any) -> None:
+    """Writes the defaults of the optimizer's and its schedule's fields into the recipe's ``optim``."""
+    def fill(spec, defaults: Mapping[str, Any]):
+        for key, value in defaults.items():
+            if key not in spec:
+                spec[key] = value
+    common = {f.name: f.default if f.default is not dataclasses.MISSING else f.default_factory()
+              for f in dataclasses.fields(_Common) if f.name != 'lr'}
+    own = inspect.signature(OPTIMIZERS[spec.name]).parameters if spec.get('name') in OPTIMIZERS else {}
+    fill(spec, common | {key: p.default for key, p in own.items()})
+    fill(spec.schedule, schedules.defaults(spec.schedule.get('name')))
 
 
 def _by_path(settings: _Common, names: list[str]) -> tuple[dict[str, bool], dict[str, tuple[float, float]]]:

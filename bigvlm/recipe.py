@@ -6,14 +6,18 @@ forked rather than inherited; ``DEFAULTS`` is the whole schema outside the parts
 
 import ast
 import difflib
+import logging
 import os
+import runpy
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from absl import app, flags
-from ml_collections import ConfigDict, config_flags
+from absl import app, flags, logging as absl_logging
+from ml_collections import ConfigDict
 
+from bigvlm import optim
+from bigvlm.core import parts
 from bigvlm.core.parts import RecipeError
 
 DEFAULTS: dict[str, Any] = {
@@ -33,7 +37,7 @@ DEFAULTS: dict[str, Any] = {
     'evals': {},
     'eval_first': False,               # evaluate the untrained model too
     'eval_params': '',                 # '' for the parameters, or the name of an EMA
-    'optim': {},
+    'optim': {'schedule': {'name': 'cosine'}},
     'clamp': (),                       # (regex, low, high), after each update
     'ema': {},                         # {name: decay}
     'checkpoint': {'every': '1000 steps', 'keep': 3, 'keep_every': 0},
@@ -90,6 +94,14 @@ def check(config: Mapping[str, Any]) -> None:
         raise RecipeError(f'profile: must be (first step, last step), not {tuple(config["profile"])}')
 
 
+def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe as plain nested dicts and tuples (also one read back from JSON), checked."""
+    plain = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
+    resolved = parts.freeze(plain)
+    check(resolved)
+    return resolved
+
+
 def check_mesh(config: Mapping[str, Any], shards: int) -> None:
     """Raises RecipeError if the batch cannot be split over ``shards`` batch shards and the micro-batches."""
     if config['batch'] % (shards * config['micro']):
@@ -113,67 +125,187 @@ def unknown_key(path: str, valid: Mapping[str, Any] | Sequence[str]) -> str:
     return f'{path}: unknown key{hint} (valid: {", ".join(valid)})'
 
 
+def complete(config: ConfigDict) -> ConfigDict:
+    """Writes every part's default fields into the recipe, so that it says all there is and any field can be overridden.
+
+    A part whose library is not installed keeps the fields as they are written: benchmarks run without the data libraries.
+    """
+    with config.unlocked():
+        for package, where, spec in part_specs(config):
+            try:
+                part = parts.find(package, spec.get('name', ''), where)
+            except ImportError:
+                continue
+            for key, parameter in parts.fields(part).items():
+                if key not in spec and key not in parts.GIVEN and parameter.default is not parameter.empty:
+                    spec[key] = parts.freeze(parameter.default)
+        optim.complete(config.optim)
+    return config
+
+
+def part_specs(config: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
+    """(package, where in the recipe, spec) of every part that has a key of its own."""
+    for group, package in (('towers', 'bigvlm.towers'), ('objectives', 'bigvlm.objectives'), ('evals', 'bigvlm.evals'),
+                           ('tokenizers', 'bigvlm.data.tokenizers')):
+        for name, spec in config[group].items():
+            yield package, f'{group}.{name}', spec
+    for name, spec in config['data'].items():
+        if 'source' in spec:
+            yield 'bigvlm.data.sources', f'data.{name}.source', spec['source']
+
+
 # The command line.
 
-def flag(name: str = 'config'):
-    """Declares ``--config FILE[:arg]`` with ``--config.key=value`` overrides."""
-    return config_flags.DEFINE_config_file(name, None, 'The recipe: a file of configs/, with arguments after a colon.', lock_config=True)
-
-
-def run(main, required: Sequence[str] = ('config',)) -> None:
-    """``absl.app.run`` whose errors about the recipe are one line on stderr and exit code 2, not a traceback."""
-    flags.mark_flags_as_required(list(required))
-
-    def guarded(argv):
-        try:
-            return main(argv)
-        except RecipeError as e:
-            sys.exit(_one_line(e))
-    app.run(guarded, flags_parser=_parse)
-
-
-def _parse(argv: Sequence[str]):
-    for argument in argv:
-        if argument.startswith('--config='):
-            _let_import_siblings(argument.removeprefix('--config='))
-    if '--config' in argv[:-1]:
-        _let_import_siblings(argv[argv.index('--config') + 1])
-    try:
-        return flags.FLAGS(argv)
-    except RecipeError as e:
-        sys.exit(_one_line(e))
-    except (AttributeError, KeyError, TypeError, ValueError, OSError, flags.Error) as e:
-        cause = e.__cause__ or e.__context__
-        sys.exit(_one_line(cause if isinstance(cause, RecipeError) else _explain(argv) or e))
-
-
-def _let_import_siblings(path: str) -> None:
-    """A recipe may import its neighbours (``configs.common``) wherever it is run from."""
-    folder = os.path.dirname(os.path.dirname(os.path.abspath(path.split(':')[0])))
+def load(spec: str) -> ConfigDict:
+    """The recipe of ``FILE[:arg]`` without the command line."""
+    path, _, arg = spec.partition(':')
+    # A recipe may import its neighbours (``configs.common``) wherever it is run from.
+    folder = os.path.dirname(os.path.dirname(os.path.abspath(path)))
     if folder not in sys.path:
         sys.path.insert(0, folder)
-
-
-def _explain(argv: Sequence[str]) -> str | None:
-    """Which override names a key that the recipe does not have."""
     try:
-        config = flags.FLAGS['config'].value
-    except (KeyError, AttributeError):
-        return None
-    for argument in argv:
-        if not argument.startswith('--config.') or config is None:
+        found = runpy.run_path(path)
+    except OSError as e:
+        raise RecipeError(f'--config: cannot read {path!r}: {e.strerror}') from None
+    if 'get_config' not in found:
+        raise RecipeError(f'--config: {path} defines no get_config')
+    return found['get_config'](arg)
+
+
+def differences(argv: Sequence[str], config: Mapping[str, Any]) -> str:
+    """What the command line changed: ``key: the recipe's -> this run's``, a line each."""
+    before, after = flat(resolve(from_command_line(_take_config(argv)[0]))), flat(config)
+    return '\n'.join(f'{key}: {before.get(key)!r} -> {after.get(key)!r}' for key in sorted(before.keys() | after.keys())
+                     if before.get(key) != after.get(key))
+
+
+def flat(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+    """``{'a.b.c': value}``."""
+    found = {}
+    for key, value in config.items():
+        found |= flat(value, f'{prefix}{key}.') if isinstance(value, Mapping) and value else {f'{prefix}{key}': value}
+    return found
+
+
+def run(main: Callable[[ConfigDict | None], Any], config_required: bool = True) -> None:
+    """``absl.app.run`` of ``main(config)``: reads ``--config FILE[:arguments]`` and ``--config.key=value`` overrides.
+
+    Errors about the recipe are one line on stderr and exit code 2, not a traceback. ``main`` gets None when there is no
+    ``--config`` and none is required.
+    """
+    config = None
+
+    def parse(argv):
+        nonlocal config
+        try:
+            spec, overrides, rest = _take_config(argv)
+            if spec is not None:
+                config = from_command_line(spec, overrides)
+            elif overrides or config_required and not {'--help', '--helpfull', '-h'} & set(argv):
+                raise RecipeError('--config: which recipe? give FILE or FILE:arguments, e.g. configs/quickstart.py')
+            return flags.FLAGS(rest)
+        except (RecipeError, flags.Error) as e:
+            _exit(e)
+
+    def guarded(argv):
+        _console()
+        try:
+            return main(config)
+        except RecipeError as e:
+            _exit(e)
+    app.run(guarded, flags_parser=parse)
+
+
+def _console() -> None:
+    """Our own log from INFO, a short line each; other libraries' from WARNING."""
+    theirs = absl_logging.get_absl_handler()
+    theirs.setLevel(logging.WARNING)
+    theirs.addFilter(lambda record: not record.name.startswith('bigvlm'))
+    ours = logging.StreamHandler(sys.stdout)
+    ours.setFormatter(logging.Formatter('%(asctime)s %(message)s', '%H:%M:%S'))
+    logging.getLogger('bigvlm').addHandler(ours)
+    logging.getLogger('bigvlm').setLevel(logging.INFO)
+
+
+def from_command_line(spec: str, overrides: Sequence[tuple[str, str]] = ()) -> ConfigDict:
+    """The recipe, complete, with overrides ``(key, text)``, locked."""
+    config = load(spec)
+    for key, text in overrides:  # first those that decide which fields there are
+        if key.split('.')[-1] == 'name' and _has(config, key):
+            _override(config, key, text)
+    complete(config)
+    for key, text in overrides:
+        _override(config, key, text)
+    config.lock()
+    return config
+
+
+def _exit(error: Exception) -> None:
+    print('bigvlm: ' + ' '.join(str(error).split()), file=sys.stderr, flush=True)
+    sys.exit(2)
+
+
+def _take_config(argv: Sequence[str]) -> tuple[str | None, list[tuple[str, str]], list[str]]:
+    """(the value of ``--config``, the overrides, the other arguments)."""
+    spec, overrides, rest = None, [], []
+    arguments = iter(argv)
+    for argument in arguments:
+        key, equals, value = argument.partition('=')
+        if key != '--config' and not key.startswith('--config.'):
+            rest.append(argument)
             continue
-        path = argument.removeprefix('--config.').split('=')[0].split('.')
-        node = config
-        for i, key in enumerate(path):
-            if not isinstance(node, ConfigDict):
-                return f'{".".join(path)}: {".".join(path[:i])} is a value, not a dict'
-            if key not in node:
-                return unknown_key('.'.join(path[:i + 1]), list(node.keys()))
-            node = node[key]
-    return None
+        value = value if equals else next(arguments, '')
+        if key == '--config':
+            spec = value
+        else:
+            overrides.append((key.removeprefix('--config.'), value))
+    return spec, overrides, rest
 
 
-def _one_line(error: object) -> str:
-    text = str(error) if not isinstance(error, KeyError) else str(error.args[0])
-    return 'bigvlm: ' + ' '.join(text.split())
+def _has(config: ConfigDict, path: str) -> bool:
+    node: Any = config
+    for key in path.split('.'):
+        if not isinstance(node, ConfigDict) or key not in node:
+            return False
+        node = node[key]
+    return True
+
+
+def _override(config: ConfigDict, path: str, text: str) -> None:
+    """Sets one key from text, keeping the type of the value that it replaces."""
+    keys = path.split('.')
+    node: Any = config
+    for i, key in enumerate(keys):
+        if not isinstance(node, ConfigDict):
+            raise RecipeError(f'{path}: {".".join(keys[:i])} is a value, not a dict')
+        if key not in node:
+            raise RecipeError(unknown_key('.'.join(keys[:i + 1]), list(node.keys())))
+        parent, node = node, node[key]
+    with parent.ignore_type():
+        parent[keys[-1]] = _typed(path, text, node)
+
+
+def _typed(path: str, text: str, like: Any) -> Any:
+    if isinstance(like, ConfigDict):
+        raise RecipeError(f'--config.{path}: is a dict; override its keys ({", ".join(like.keys())})')
+    if isinstance(like, str):
+        return text
+    if isinstance(like, bool):
+        if text.lower() in ('true', 'false'):
+            return text.lower() == 'true'
+        raise RecipeError(f'--config.{path}={text}: must be true or false')
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        if like is None:
+            return text
+        raise RecipeError(f'--config.{path}={text}: must be {type(like).__name__}, like {like!r}') from None
+    if isinstance(like, float) and isinstance(value, int):
+        value = float(value)
+    if isinstance(like, int) and isinstance(value, float) and value.is_integer():
+        value = int(value)  # 1e6
+    if isinstance(like, tuple) and isinstance(value, list):
+        value = tuple(value)
+    if like is not None and (not isinstance(value, type(like)) or isinstance(value, bool)):
+        raise RecipeError(f'--config.{path}={text}: must be {type(like).__name__}, like {like!r}')
+    return value

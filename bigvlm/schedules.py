@@ -42,7 +42,7 @@ def cosine(step, run: Run):
     return run.end + (1. - run.end) * .5 * (1. + jnp.cos(jnp.pi * run.progress(step)))
 
 
-def rsqrt(step, run: Run, *, timescale: str | int = '10000 steps', cooldown: str | int = 0):
+def rsqrt(step, run: Run, *, timescale: str | int = '10000 steps', cooldown: str | int = '0 steps'):
     """1/sqrt(1 + (steps after warm-up) / timescale), and a linear cool-down to ``end`` (Zhai et al., arXiv 2106.04560,
     as in big_vision)."""
     scale = run.steps('timescale', timescale)
@@ -68,9 +68,17 @@ def _left(step, run: Run, cooldown: str | int):
     """How much of the cool-down at the run's end is left: 1 until it begins, 0 at the end of the run."""
     length = run.steps('cooldown', cooldown)
     if run.warmup + length > run.total:
-        raise RecipeError(f'optim.schedule: warmup ({run.warmup} steps) and cooldown ({length} steps) are longer than the '
-                          f'run ({run.total} steps)')
+        raise RecipeError(f'optim.schedule: warmup ({run.warmup} steps) and cooldown ({length} steps) are longer than '
+                          f'the run ({run.total} steps)')
     return jnp.clip((run.total - step) / length, 0., 1.) if length else 1.
+
+
+def defaults(name: str | None) -> dict[str, Any]:
+    """The fields of a schedule with their defaults; none for a name that ``build`` will refuse."""
+    if name not in SCHEDULES:
+        return {}
+    own = list(inspect.signature(SCHEDULES[name]).parameters.values())[2:]
+    return {'warmup': '0 steps', 'end': 0.} | {p.name: p.default for p in own}
 
 
 def build(spec: Mapping[str, Any], *, peak: float, total_steps: int, batch: int,

@@ -32,6 +32,23 @@ def example_batch(shapes: Mapping[str, tuple[tuple[int, ...], Any]], size: int) 
     return {key: jax.ShapeDtypeStruct((size, *shape), dtype) for key, (shape, dtype) in shapes.items()}
 
 
+def expected_shapes(model: Model, kind: str) -> dict[str, tuple[tuple[int, ...], str]]:
+    """{key: (example shape, dtype)} that the objectives of this kind read, by what their towers take: a batch without data."""
+    shapes: dict[str, Any] = {'id': ((2,), 'uint32')}
+    for make in model.objectives.values():
+        objective = make()
+        if kind not in getattr(objective, 'kinds', ('pairs',)):
+            continue
+        for field in ('image', 'text'):
+            key = getattr(objective, field, None)
+            if key is not None:
+                tower = getattr(objective, f'{field}_tower', '') or key
+                shapes[key] = model.towers[tower]().example()
+        if getattr(objective, 'target', '') == 'labels':
+            shapes['label'] = ((), 'int32')
+    return shapes
+
+
 def abstract_variables(model: Model, kinds: Mapping[str, Mapping[str, Any]]) -> tuple[Any, Any]:
     """(params, collections) as ShapeDtypeStructs; nothing is computed. ``kinds``: {kind: {key: (shape, dtype)}}."""
     batches = {kind: example_batch(shapes, 2) for kind, shapes in kinds.items()}

@@ -34,6 +34,6 @@ def evals(arg, length: int, every: str, canonicalize: bool = False) -> dict:
     return found
 
 
-def smoke_tokenizer(eos: str, vocab: int = 2000) -> dict:
+def smoke_tokenizer(pad: str, vocab: int = 2000) -> dict:
     """A SentencePiece model trained on the run's own captions at first use, so that a smoke run downloads nothing."""
-    return dict(name='sentencepiece', train_on='train', vocab=vocab, eos=eos)
+    return dict(name='sentencepiece', train_on='train', vocab=vocab, eos='sticky', pad=pad)

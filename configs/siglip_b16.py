@@ -22,7 +22,7 @@ def get_config(arg=None):
                    expected='ImageNet zero-shot top-1 76.0 at 224, 76.5 at 256 (open_clip results table), not yet run')
     c.batch, c.steps = arg.batch, '9e9 examples'
     c.mesh = dict(replica=1, data=-1, fsdp=1, tensor=1)
-    c.tokenizers = dict(text=dict(name='sentencepiece', model=arg.tokenizer, eos='sticky', pad_id=1, canonicalize=True))
+    c.tokenizers = dict(text=dict(name='sentencepiece', model=arg.tokenizer, eos='sticky', pad='eos', canonicalize=True))
     width = dict(B=768, L=1024)[arg.size]
     c.towers = dict(
         image=dict(name='vit', size=arg.size, patch=16, image=arg.image, pool='map', remat='full'),
@@ -40,7 +40,7 @@ def get_config(arg=None):
 def smoke(c, arg):
     """The same method, small: a few hundred photos are enough to see it learn."""
     c.batch, c.steps = min(arg.batch, 200), '40 epochs'
-    c.tokenizers.text = dict(common.smoke_tokenizer(eos='sticky'), pad_id=1)
+    c.tokenizers.text = common.smoke_tokenizer(pad='eos')
     small = dict(size='', width=128, depth=4, heads=4, remat='none', dtype='float32')
     c.towers.image.update(small, patch=32)
     c.towers.text.update(small, vocab=2000, length=32, out_dim=128)

@@ -7,6 +7,7 @@ all-gather, or chunk by chunk around a ring. Column results go home the same way
 Shapes: B the global batch, b = B/n one shard's part of it, D width; r, c the rows and columns of one tile.
 """
 
+import logging
 import math
 from collections.abc import Callable
 from functools import lru_cache, partial
@@ -14,13 +15,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from absl import logging
 from einops import rearrange
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from bigvlm.core import mesh as meshes
 from bigvlm.core.parts import RecipeError
+
+log = logging.getLogger(__name__)
 
 EXCHANGES = ('auto', 'ring', 'all_gather')
 GATHER_BUDGET = 256 * 2**20  # bytes per device that an all-gather chosen by 'auto' may occupy
@@ -81,7 +83,7 @@ def _choose(batch: int, width: int, n: int, itemsize: int, budget: int) -> str:
     """Both move the same bytes; all-gather holds B·D of them (and as many float32 gradients), a ring takes n hops."""
     gathered = batch * width * (itemsize + 4)
     chosen = 'all_gather' if gathered <= budget else 'ring'
-    logging.info('exchange: %s for %d x %d over %d shards: gathering holds %.1f MiB a device (budget %.1f MiB), '
+    log.info('exchange: %s for %d x %d over %d shards: gathering holds %.1f MiB a device (budget %.1f MiB), '
                  'a ring %.1f MiB but %d hops a pass', chosen, batch, width, n, gathered / 2**20, budget / 2**20,
                  2 * gathered / n / 2**20, n)
     return chosen
@@ -106,7 +108,7 @@ def total(x_b: jax.Array, axes: tuple[str, ...]) -> jax.Array:
 def reduce_pairs(tile_fn: TileFn, rows: Tree, cols: Tree, over: Monoid, way: Route) -> tuple[Tree, Tree]:
     """Reduces all B×B pairs; called on each shard (see ``on_shards``).
 
-    ``rows`` and ``cols`` are pytrees of this shard's arrays [b,…]. ``tile_fn(rows_r, cols_c)`` gets r rows and c columns
+    ``rows`` and ``cols`` are pytrees of this shard's arrays [b,…]. ``tile_fn(rows_r, cols_c)`` gets r rows, c columns
     and returns what those pairs contribute to each row [r,…] and to each column [c,…]. Returns the complete results for
     this shard's rows and columns, [b,…] each. Memory beyond that: one tile, and b (ring) or B (all-gather) columns.
     """

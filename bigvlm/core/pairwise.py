@@ -1,9 +1,9 @@
 """Losses over all pairs of the global batch: symmetric softmax (InfoNCE) and sigmoid (SigLIP), exact at any batch size.
 
-Both stream over tiles of pairs (``exchange.reduce_pairs``) and bring their own gradients, so that no array of B×B or b×b
-elements exists, forward or backward. They take global arrays and use the mesh of the context (``jax.set_mesh``); without
-one the same code runs on one device. Matrix products run in ``dtype`` (default: the embeddings'), sums and statistics in
-float32 (float64 for float64 embeddings).
+Both stream over tiles of pairs (``exchange.reduce_pairs``) and bring their own gradients, so that no array of B×B or
+b×b elements exists, forward or backward. They take global arrays and use the mesh of the context (``jax.set_mesh``);
+without one the same code runs on one device. Matrix products run in ``dtype`` (default: the embeddings'), sums and
+statistics in float32 (float64 for float64 embeddings).
 
 Which pairs are positives is a function of small per-example arrays that travel with the embeddings:
 ``target(row_side, col_side, row_id, col_id) -> [r, c]``, non-negative, any scale, positive for at least one column of
@@ -69,7 +69,8 @@ def softmax(rows_BD: jax.Array, cols_BD: jax.Array, scale: jax.Array | float, *,
     """Symmetric cross-entropy of ``scale * rows @ cols.T``: ½(mean over rows + mean over columns).
 
     A row's target distribution is (1-ε)·q/Σq + ε/B with q = ``target`` and ε = ``smoothing``; a column's likewise over
-    its rows (with ``equal_labels`` this is UniCL, arXiv 2204.03610: weights 1/|P(i)|, both directions). Sides are pytrees of arrays [B,…].
+    its rows (with ``equal_labels`` this is UniCL, arXiv 2204.03610: weights 1/|P(i)|, both directions).
+    Sides are pytrees of arrays [B,…].
     Metrics: ``accuracy``, how often some positive beats every negative, both directions averaged.
     Raises RecipeError for impossible options, ValueError for shapes that do not fit.
     """

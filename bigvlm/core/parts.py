@@ -16,6 +16,8 @@ from typing import Any
 
 # What Flax adds to every module's dataclass; never a recipe's business.
 _LINEN_FIELDS = ('parent', 'name')
+# What callers supply to parts that declare it; never written in a recipe either.
+GIVEN = ('corpus', 'datasets', 'tokenizers')
 
 
 class RecipeError(ValueError):

@@ -18,8 +18,8 @@ class Contrastive(nn.Module):
     ``temperature`` is the initial τ of softmax(cosine / τ), t = log(1/τ); ``learned=False`` keeps it (no parameter).
     The upper bound of the scale (100 in CLIP) is not applied here but to the parameter after each update, by the
     recipe's ``clamp`` rule, as open_clip, SLIP and FLAVA do.
-    ``target`` says which pairs are positives: ``identity``; ``labels``: those of equal ``label`` >= 0; ``captions``: those
-    of equal token ids. ``smoothing``, ``exchange``, ``tile``, ``dtype`` are as in ``pairwise.softmax``.
+    ``target`` says which pairs are positives: ``identity``; ``labels``: those of equal ``label`` >= 0; ``captions``:
+    those of equal token ids. ``smoothing``, ``exchange``, ``tile``, ``dtype`` are as in ``pairwise.softmax``.
     """
     image: str = 'image'
     text: str = 'text'
@@ -48,7 +48,7 @@ class Contrastive(nn.Module):
         return (self.image_tower or self.image, self.image), (self.text_tower or self.text, self.text)
 
     def features(self, encode: Callable, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        """Per example: unit embeddings ``image_BD``, ``text_BD`` and perhaps ``side_B``; RecipeError for a missing key."""
+        """Per example: unit embeddings ``image_BD``, ``text_BD`` perhaps ``side_B``; RecipeError for a missing key."""
         return dual_encoder.features(encode, batch, *self._sources(), self.target)
 
     def loss(self, features: Mapping[str, jax.Array], features2=None, teacher=None) -> tuple[jax.Array, dict]:

@@ -17,8 +17,8 @@ class Sigmoid(nn.Module):
     ``image`` and ``text`` are batch keys, and the towers' names unless ``image_tower``, ``text_tower`` are given.
     ``temperature`` is the initial factor exp(t) (10 in the paper, not its inverse), ``bias`` the initial b: so negative
     that the many negatives weigh little at the start. Bounds on t are the recipe's ``clamp`` rule's, after each update.
-    ``target`` says which pairs are positives: ``identity``; ``labels``: those of equal ``label`` >= 0; ``captions``: those
-    of equal token ids. ``exchange``, ``tile``, ``dtype`` are as in ``pairwise.sigmoid``.
+    ``target`` says which pairs are positives: ``identity``; ``labels``: those of equal ``label`` >= 0; ``captions``:
+    those of equal token ids. ``exchange``, ``tile``, ``dtype`` are as in ``pairwise.sigmoid``.
     """
     image: str = 'image'
     text: str = 'text'
@@ -45,11 +45,11 @@ class Sigmoid(nn.Module):
         return (self.image_tower or self.image, self.image), (self.text_tower or self.text, self.text)
 
     def features(self, encode: Callable, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        """Per example: unit embeddings ``image_BD``, ``text_BD`` and perhaps ``side_B``; RecipeError for a missing key."""
+        """Per example: unit embeddings ``image_BD``, ``text_BD`` perhaps ``side_B``; RecipeError for a missing key."""
         return dual_encoder.features(encode, batch, *self._sources(), self.target)
 
     def loss(self, features: Mapping[str, jax.Array], features2=None, teacher=None) -> tuple[jax.Array, dict]:
-        """Of the global batch's features: a scalar, and ``scale``, ``bias``, the mean logits ``positive``, ``negative``."""
+        """Of the global batch's features: a scalar; ``scale``, ``bias``, the mean logits ``positive``, ``negative``."""
         side = features.get('side_B')
         scale = jnp.exp(self.t)
         loss, metrics = pairwise.sigmoid(

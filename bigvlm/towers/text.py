@@ -61,6 +61,10 @@ class Text(nn.Module):
             raise RecipeError(f'heads: {heads} heads do not divide the width {width}')
         choose(dict.fromkeys(('eot', 'last', 'first', 'max', 'mean')), self.pool, 'pool')
 
+    def example(self) -> tuple[tuple[int, ...], str]:
+        """(shape, dtype) of one input, for compiling without data."""
+        return (self.length,), 'int32'
+
     @nn.compact
     def __call__(self, text_BL, *, mask=None, keys_B=None, train=False, layers=()):
         self.check()

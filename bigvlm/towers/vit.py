@@ -100,6 +100,10 @@ class ViT(nn.Module):
         if not 0. <= self.patch_dropout < 1.:
             raise RecipeError(f'patch_dropout: {self.patch_dropout} is not in [0, 1)')
 
+    def example(self) -> tuple[tuple[int, ...], str]:
+        """(shape, dtype) of one input, for compiling without data."""
+        return (self.image, self.image, len(self.mean)), 'uint8'
+
     @nn.compact
     def __call__(self, image_BHWC, *, mask=None, keys_B=None, train=False, layers=()):
         self.check()

@@ -1,0 +1,105 @@
+"""OpenAI CLIP's lower-case byte-pair tokenizer (Radford et al., 2021), from its published list of merges."""
+import gzip
+import html
+from collections.abc import Sequence
+
+import ftfy
+import numpy as np
+import regex
+
+from bigvlm.core.parts import RecipeError
+from bigvlm.data.cache import fetch
+
+_WORDS = regex.compile(r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+",
+                       regex.IGNORECASE)
+_MERGES = 49152 - 256 - 2  # the published file lists more than CLIP uses
+_END = '</w>'
+
+
+class ClipBpe:
+    """Texts to ids between start and end of text; `model` is bpe_simple_vocab_16e6.txt.gz, a path or an https URL.
+
+    The vocabulary: 256 bytes, 256 bytes that end a word, the merges, start of text, end of text: 49,408 for CLIP's file.
+    Padding is 0. A text that is too long is cut and keeps its end of text.
+    """
+
+    pad_id = 0
+
+    def __init__(self, model: str, sha256: str = ''):
+        path = fetch(model, sha256)
+        try:
+            with gzip.open(path, 'rt', encoding='utf-8') as file:
+                lines = file.read().split('\n')
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecipeError(f'model: {path} is no gzipped list of merges ({error})') from None
+        merges = [tuple(line.split()) for line in lines[1:_MERGES + 1] if line.strip()]  # the first line is a header
+        if any(len(m) != 2 for m in merges):
+            raise RecipeError(f'model: {path} is no list of merges: two pieces a line')
+        self._letters = _byte_letters()
+        bytes_ = [self._letters[b] for b in _byte_order()]
+        pieces = [*bytes_, *(b + _END for b in bytes_), *map(''.join, merges), '<|startoftext|>', '<|endoftext|>']
+        self._pieces, self._ids = pieces, {piece: i for i, piece in enumerate(pieces)}
+        self._ranks = {pair: rank for rank, pair in enumerate(merges)}
+        self._known: dict[str, list[int]] = {}  # words met before
+        self.size, self.sot_id, self.eot_id = len(pieces), len(pieces) - 2, len(pieces) - 1
+
+    def __call__(self, texts: Sequence[str], length: int) -> np.ndarray:
+        """Ids of each text, int32 [len(texts), length]."""
+        ids_NL = np.full((len(texts), length), self.pad_id, np.int32)
+        for row, text in zip(ids_NL, texts):
+            ids = [self.sot_id, *self._encode(text)][:length - 1] + [self.eot_id]
+            row[:len(ids)] = ids
+        return ids_NL
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, up to the end of text."""
+        pieces = []
+        for i in map(int, ids):
+            if i == self.eot_id:
+                break
+            if i != self.sot_id:
+                pieces.append(self._pieces[i])
+        values = {letter: value for value, letter in self._letters.items()}
+        words = ''.join(pieces).replace(_END, ' ')
+        return b''.join(b' ' if c == ' ' else bytes([values[c]]) for c in words).decode('utf-8', 'replace').strip()
+
+    def _encode(self, text: str) -> list[int]:
+        cleaned = html.unescape(html.unescape(ftfy.fix_text(text)))
+        found = []
+        for word in _WORDS.findall(' '.join(cleaned.split()).lower()):
+            ids = self._known.get(word)
+            if ids is None:
+                ids = self._known[word] = [self._ids[piece] for piece in self._merge(word)]
+            found += ids
+        return found
+
+    def _merge(self, word: str) -> list[str]:
+        """The word's bytes, the best-ranked neighbouring pair joined again and again."""
+        if word in ('<|startoftext|>', '<|endoftext|>'):
+            return [word]
+        pieces = [self._letters[b] for b in word.encode()]
+        pieces[-1] += _END
+        while len(pieces) > 1:
+            best = min(zip(pieces, pieces[1:]), key=lambda pair: self._ranks.get(pair, len(self._ranks)))
+            if best not in self._ranks:
+                break
+            joined, i = [], 0
+            while i < len(pieces):
+                both = tuple(pieces[i:i + 2]) == best
+                joined.append(''.join(best) if both else pieces[i])
+                i += 2 if both else 1
+            pieces = joined
+        return pieces
+
+
+def _byte_order() -> list[int]:
+    """The order of the 256 bytes in the vocabulary: printable Latin-1 first."""
+    printable = [*range(ord('!'), ord('~') + 1), *range(ord('¡'), ord('¬') + 1), *range(ord('®'), ord('ÿ') + 1)]
+    return printable + [b for b in range(256) if b not in printable]
+
+
+def _byte_letters() -> dict[int, str]:
+    """Every byte as a visible letter: itself where printable, else one from 256 on."""
+    order = _byte_order()
+    printable = 188
+    return {b: chr(b) if k < printable else chr(256 + k - printable) for k, b in enumerate(order)}

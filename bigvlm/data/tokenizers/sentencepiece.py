@@ -1,0 +1,105 @@
+"""SentencePiece models: a given one, or one trained on the recipe's own captions at first use."""
+import hashlib
+import itertools
+import json
+import re
+import string
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import sentencepiece as spm
+
+from bigvlm.core.parts import RecipeError
+from bigvlm.data.cache import cache_dir, fetch, fresh, locked
+
+_PUNCTUATION = str.maketrans('', '', string.punctuation)
+_ENDS = ('yes', 'no', 'sticky')
+
+
+class SentencePiece:
+    """Texts to ids by the model at `model` (path or https URL, checked against `sha256`), or one trained here.
+
+    `train_on` names a data set of the recipe whose captions train a model of at most `vocab` pieces, kept in the cache.
+    `bos`, `eos`: 'yes' or 'no'; eos may be 'sticky': then it also ends a text that is cut. `pad`: 'pad' or 'eos' fills up
+    to the length (SigLIP: eos='sticky', pad='eos'). `canonicalize` lowers the case and drops punctuation, `lower` only lowers.
+    """
+
+    def __init__(self, model: str = '', sha256: str = '', train_on: str = '', vocab: int = 0, bos: str = 'no',
+                 eos: str = 'sticky', pad: str = 'pad', lower: bool = False, canonicalize: bool = False,
+                 corpus: Callable[[str], Iterable[str]] | None = None):
+        if bool(model) == bool(train_on):
+            raise RecipeError('give either model (with sha256) or train_on (with vocab)')
+        if bos not in ('yes', 'no') or eos not in _ENDS or pad not in ('pad', 'eos'):
+            raise RecipeError(f'bos is yes or no, eos one of {", ".join(_ENDS)}, pad is pad or eos; found {bos}, {eos}, {pad}')
+        if train_on and vocab < 8:
+            raise RecipeError(f'vocab: the number of pieces to train, found {vocab}')
+        self._lower, self._canonicalize = lower or canonicalize, canonicalize
+        path = _trained(corpus(train_on), vocab, self._clean) if train_on else fetch(model, sha256)
+        try:
+            self._model = spm.SentencePieceProcessor(model_file=str(path))
+        except (OSError, RuntimeError) as error:
+            raise RecipeError(f'model: {path} is no SentencePiece model ({error})') from None
+        self._eos, self._bos = eos, self._special('bos', self._model.bos_id()) if bos == 'yes' else None
+        self.eot_id = self._model.eos_id() if eos == 'no' else self._special('eos', self._model.eos_id())
+        self.pad_id = self._special('pad', self._model.pad_id()) if pad == 'pad' else self._special('eos', self._model.eos_id())
+        # A trained model may find fewer pieces than asked for; the embedding's size is what the recipe says.
+        self.size = max(vocab, self._model.vocab_size())
+
+    def __call__(self, texts: Sequence[str], length: int) -> np.ndarray:
+        """Ids of each text, int32 [len(texts), length], padded or cut at the end."""
+        ids_NL = np.full((len(texts), length), self.pad_id, np.int32)
+        for row, text in zip(ids_NL, texts):
+            ids = self._model.encode(self._clean(text))  # a list of texts would start threads, for more than they save
+            ids = ids if self._bos is None else [self._bos, *ids]
+            ids = ids if self._eos == 'no' else [*ids, self.eot_id]
+            if len(ids) > length and self._eos == 'sticky':
+                ids = [*ids[:length - 1], self.eot_id]
+            row[:len(ids)] = ids[:length]
+        return ids_NL
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, up to the first end of text; padding is left out."""
+        kept = []
+        for i in map(int, ids):
+            if i == self.eot_id:
+                break
+            if i not in (self.pad_id, self._bos):
+                kept.append(i)
+        return self._model.decode(kept)
+
+    def _clean(self, text: str) -> str:
+        text = text.lower() if self._lower else text
+        return re.sub(r'\s+', ' ', text.translate(_PUNCTUATION)).strip() if self._canonicalize else text
+
+    def _special(self, name: str, found: int) -> int:
+        if found < 0:
+            raise RecipeError(f'{name}: this model has no {name} piece')
+        return found
+
+
+def train(texts: Iterable[str], vocab: int, path: Path) -> None:
+    """Train a byte-pair model of at most `vocab` pieces (pad 0, eos 1, unknown 2, no bos) and write it to `path`.
+
+    Byte-pair rather than unigram, which cuts the words of a small corpus to pieces: it sees little to gain from whole ones.
+    The same texts give the same file: one thread, no sampling. Raises RecipeError where there is no text.
+    """
+    texts = iter(texts)
+    first = next((text for text in texts if text.strip()), None)
+    if first is None:
+        raise RecipeError('no text to train a tokenizer on')
+    with fresh(path) as part, open(part, 'wb') as file:
+        spm.SentencePieceTrainer.train(
+            sentence_iterator=itertools.chain([first], texts), model_writer=file, model_type='bpe', vocab_size=vocab, hard_vocab_limit=False,
+            num_threads=1, pad_id=0, eos_id=1, unk_id=2, bos_id=-1, character_coverage=.9999, minloglevel=2)
+
+
+def _trained(corpus, vocab: int, clean: Callable[[str], str]) -> Path:
+    """The model of this corpus and these settings, from the cache or trained now."""
+    settings = json.dumps(['bpe', corpus.fingerprint, vocab, clean('A, b.'), spm.__version__])
+    key = hashlib.sha256(settings.encode()).hexdigest()[:16]
+    path = cache_dir('tokenizers') / f'{key}.model'
+    with locked(f'tokenizer-{key}'):
+        if not path.exists():
+            train(map(clean, corpus), vocab, path)
+    return path

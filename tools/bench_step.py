@@ -1,0 +1,88 @@
+"""Step time, examples/s, achieved FLOP/s and memory of any recipe on the current devices, from random batches.
+
+    python tools/bench_step.py --config configs/siglip_b16.py:batch=512 [--config.mesh.fsdp=2] [--steps 10]
+
+Needs no data and none of the data libraries. Compile time is printed apart; the first step is not counted.
+"""
+
+import os
+import statistics
+import sys
+import time
+
+import jax
+import numpy as np
+from absl import flags
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+from bigvlm import model as model_lib, optim, recipe, step as step_lib  # noqa: E402
+from bigvlm.core import durations, layout as layout_lib, mesh as mesh_lib, paths  # noqa: E402
+from bigvlm.core.devices import peak_flops  # noqa: E402
+from bigvlm.state import abstract_variables, expected_shapes, initializer, shardings  # noqa: E402
+
+_EPOCH = 10 ** 9  # examples; only the schedule sees it
+
+
+def random_batch(shapes, size: int, vocab: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """A batch of ``{key: (example shape, dtype)}``: pixels over their range, token ids below ``vocab``."""
+    high = {'uint8': 256, 'int32': vocab, 'uint32': 2 ** 31}
+    return {key: rng.integers(0, high[dtype], (size, *shape)).astype(dtype) for key, (shape, dtype) in shapes.items()}
+
+
+def main(config):
+    config = recipe.resolve(config)
+    kind = next(iter(config['kinds']))
+    model = model_lib.from_config(config)
+    shapes = {kind: expected_shapes(model, kind)}
+    params, collections = abstract_variables(model, shapes)
+    units = dict(batch=config['batch'], examples_per_epoch=_EPOCH)
+    total = durations.steps(config['steps'], what='steps', **units)
+    optimizer = optim.build(config['optim'], params=params, total_steps=total, **units)
+    mesh = mesh_lib.make_mesh(config['mesh'])
+    recipe.check_mesh(config, mesh_lib.batch_shards(mesh))
+    stored = layout_lib.make(config['layout'], paths.flatten(params), mesh)
+    init = initializer(model, optimizer, shapes, config['ema'])
+    abstract = jax.eval_shape(init, np.uint32(0))
+    layouts = shardings(abstract, stored, mesh)
+    flops = step_lib.model_flops(config, optimizer, kind, shapes[kind], abstract)
+
+    with jax.set_mesh(mesh):
+        state = jax.jit(init, out_shardings=layouts)(np.uint32(config['seed']))
+        vocab = min((t.vocab for t in (make() for make in model.towers.values()) if hasattr(t, 'vocab')), default=2)
+        rows = mesh_lib.process_rows(mesh, config['batch'])
+        local = random_batch(shapes[kind], rows.stop - rows.start, vocab, np.random.default_rng(config['seed']))
+        batch = mesh_lib.put_batch(local, mesh, config['batch'])
+        began = time.perf_counter()
+        step = step_lib.jit(step_lib.make(model, optimizer, stored, config, kind), mesh, layouts).lower(state, batch).compile()
+        print(f'compile          {time.perf_counter() - began:.1f} s')
+        seconds = []
+        for _ in range(flags.FLAGS.steps + 1):
+            began = time.perf_counter()
+            state, metrics = step(state, batch)
+            jax.block_until_ready(metrics)
+            seconds.append(time.perf_counter() - began)
+    report(config, mesh, flops, statistics.median(seconds[1:]), seconds[1:], step.memory_analysis(), float(metrics['loss']))
+
+
+def report(config, mesh, flops, median, seconds, memory, loss):
+    device = mesh.devices.flat[0]
+    peak = peak_flops(device.device_kind)
+    print(f'device           {mesh.size} × {device.device_kind}, mesh {dict(mesh.shape)}')
+    print(f'batch            {config["batch"]} in {config["micro"]} micro-batches')
+    print(f'step time        {1e3 * median:.1f} ms (median of {len(seconds)}; {1e3 * min(seconds):.1f} to {1e3 * max(seconds):.1f})')
+    print(f'examples/s       {config["batch"] / median:,.1f}')
+    print(f'model FLOPs      {flops:.4g} a step, {flops / median / mesh.size / 1e12:.3f} TFLOP/s per device')
+    print(f'MFU              {f"{flops / median / mesh.size / peak:.1%}" if peak else "unknown: no peak for this device"}')
+    if memory is not None:
+        print(f'memory (compiler) arguments {memory.argument_size_in_bytes / 2**20:,.1f} MiB, temporaries '
+              f'{memory.temp_size_in_bytes / 2**20:,.1f} MiB per device')
+    statistics_ = device.memory_stats() or {}
+    peak_bytes = statistics_.get('peak_bytes_in_use')
+    print(f'memory (peak)    {f"{peak_bytes / 2**20:,.1f} MiB" if peak_bytes else "not reported by this device"}')
+    print(f'loss             {loss:.4f}')
+
+
+if __name__ == '__main__':
+    flags.DEFINE_integer('steps', 10, 'Steps to time.')
+    recipe.run(main)
