@@ -116,7 +116,7 @@ def main(config):
         with open(path, encoding='utf-8') as file:
             config = recipe.resolve(json.load(file))
     run = train.prepare(config)
-    checkpoints = checkpoint.Checkpoints(os.path.join(workdir, 'checkpoints'), keep=0, read_only=True)
+    checkpoints = checkpoint.Checkpoints(os.path.join(workdir, 'checkpoints'), read_only=True)
     with jax.set_mesh(run.mesh):
         state, _, step = checkpoints.restore(train.abstract_on_mesh(run), flags.FLAGS.step)
         found = {}

@@ -49,8 +49,9 @@ class Confusion:
     title: str = 'Confusion'
 
     @classmethod
-    def count(cls, label_N: np.ndarray, predicted_N: np.ndarray, names: tuple[str, ...], pairs: int = 12) -> 'Confusion':
-        """From labels and predictions. Classes that never occur are left out; many are pooled into runs of neighbours."""
+    def count(cls, label_N: np.ndarray, predicted_N: np.ndarray, names: tuple[str, ...],
+              pairs: int = 12) -> 'Confusion':
+        """From labels and predictions. Classes that never occur are left out; many are pooled with neighbours."""
         occurring = np.union1d(label_N, predicted_N)
         counts_CC = np.zeros((len(occurring),) * 2, np.int64)
         np.add.at(counts_CC, (np.searchsorted(occurring, label_N), np.searchsorted(occurring, predicted_N)), 1)
@@ -102,7 +103,8 @@ def load(path: str | os.PathLike) -> Gallery | Confusion:
             return Confusion(np.array(content['counts_CC']), tuple(content['names']),
                              tuple(tuple(p) for p in content['pairs']), content['title'])
         return Gallery(content['title'], tuple(
-            Row(_item(row['query']), tuple(_item(item) for item in row['items']), row['note']) for row in content['rows']))
+            Row(_item(row['query']), tuple(_item(item) for item in row['items']), row['note'])
+            for row in content['rows']))
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f'{path}: not a figure of bigvlm ({error!r})') from None
 

@@ -69,7 +69,7 @@ class Progress:
         """``step 120/1500  loss 2.31  1,234 ex/s  207 ms/step  wait 3%  mfu 41%  eta 4m12s``, as last measured."""
         words = [f'step {step}/{self._total}', f'loss {self._loss:.4g}']
         if not self._measured:
-            return '  '.join([*words, f'first step after {duration(self._clock() - self._began)}'])
+            return '  '.join([*words, f'first step after {duration(self._clock() - self._began - self._paused)}'])
         measured = self._measured
         rate = measured['examples_per_s']
         words += [f'{rate:,.0f} ex/s' if rate >= 10 else f'{rate:.2g} ex/s', f'{_seconds(measured["step_time"])}/step',

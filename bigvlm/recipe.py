@@ -179,6 +179,12 @@ def differences(argv: Sequence[str], config: Mapping[str, Any]) -> str:
                      if before.get(key) != after.get(key))
 
 
+def name(argv: Sequence[str]) -> str:
+    """The recipe's own name: ``siglip_b16:smoke``."""
+    path, _, arg = (_take_config(argv)[0] or '').partition(':')
+    return os.path.splitext(os.path.basename(path))[0] + (f':{arg}' if arg else '')
+
+
 def flat(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
     """``{'a.b.c': value}``."""
     found = {}
@@ -241,7 +247,7 @@ def from_command_line(spec: str, overrides: Sequence[tuple[str, str]] = ()) -> C
 
 
 def _exit(error: Exception) -> None:
-    print('bigvlm: ' + ' '.join(str(error).split()), file=sys.stderr, flush=True)
+    print(f'bigvlm: {error}', file=sys.stderr, flush=True)
     sys.exit(2)
 
 

@@ -58,9 +58,10 @@ def abstract_variables(model: Model, kinds: Mapping[str, Mapping[str, Any]]) -> 
 
 def initializer(model: Model, optimizer: optim.Optimizer, kinds: Mapping[str, Mapping[str, Any]], ema: Mapping[str, float]):
     """``init(seed) -> State``; pure, to be evaluated abstractly or jitted with output layouts."""
-    batches = {kind: {key: np.zeros((2, *shape), dtype) for key, (shape, dtype) in shapes.items()} for kind, shapes in kinds.items()}
-
     def init(seed):
+        mesh = jax.sharding.get_abstract_mesh()
+        size = 2 if mesh.empty else 2 * mesh_lib.batch_shards(mesh)  # the smallest that any mesh can split
+        batches = {kind: {key: np.zeros((size, *shape), dtype) for key, (shape, dtype) in shapes.items()} for kind, shapes in kinds.items()}
         init_key, run_key = jax.random.split(jax.random.key(seed))
         variables = dict(model.init(init_key, batches, method='init_all'))
         params = variables.pop('params')

@@ -163,7 +163,7 @@ def train(run: Run, work: workdir.Workdir) -> None:
     progress = Progress(total, config['batch'], peak * run.mesh.size if peak else None)
 
     streams = open_streams(run, first)
-    stop = StopSignal()
+    stop, page = StopSignal(), Report(run, work)
     recent: list[tuple[int, Any, np.ndarray]] = []  # (step, metrics on the device, example ids), not yet looked at
     saved = first
 
@@ -191,7 +191,7 @@ def train(run: Run, work: workdir.Workdir) -> None:
             if found:
                 writer.write(step, found)
                 log.info('step %d: %s', step, '  '.join(f'{k} {v:.4g}' for k, v in found.items() if not k.endswith(('_chance', 'seconds', '/n'))))
-            update_report(run, work)
+            page.update()
 
     if first == 0:
         evaluate(0)
@@ -218,7 +218,7 @@ def train(run: Run, work: workdir.Workdir) -> None:
             scalars = progress.measure(done, values['loss'], flops[kind], wait)
             writer.write(done, {**values, **scalars})
             log.info(progress.line(done))
-            update_report(run, work)
+            page.update(now=False)
         if done == first + 1:
             progress.start(done, sum(stream.wait_s for stream in streams.values()))  # compiling is not training
         if done % every['checkpoint'] == 0 or done == total or stop.asked:
@@ -234,7 +234,7 @@ def train(run: Run, work: workdir.Workdir) -> None:
     writer.close()
     if first >= total:
         log.info('this run is complete (%d steps); nothing to do', total)
-    update_report(run, work, finished=not stop.asked)
+    page.update(finished=not stop.asked)
 
 
 def open_streams(run: Run, first: int) -> dict[str, pipeline.Stream]:
@@ -277,13 +277,23 @@ class StopSignal:
         log.warning('%s: saving after this step', self.asked)
 
 
-def update_report(run: Run, work: workdir.Workdir, finished: bool = False) -> None:
-    """Rewrites lost.json and report.html."""
-    if jax.process_index() == 0:
-        work.write_json('lost.json', run.datasets.lost())
+class Report:
+    """lost.json and report.html, rewritten at most every ``seconds`` unless asked to. A report never stops a run."""
+
+    def __init__(self, run: Run, work: workdir.Workdir, seconds: float = 30.):
+        self.run, self.work, self.seconds, self.written = run, work, seconds, -math.inf
+
+    def update(self, now: bool = True, finished: bool = False) -> None:
+        if jax.process_index() != 0 or not now and time.monotonic() - self.written < self.seconds:
+            return
+        self.work.write_json('lost.json', self.run.datasets.lost())
         if finished:
-            work.finish()
-        report.write(work.path)
+            self.work.finish()
+        try:
+            report.write(self.work.path)
+        except Exception:  # noqa: BLE001  a picture is not worth a run
+            log.warning('the report could not be written', exc_info=True)
+        self.written = time.monotonic()
 
 
 def main(config):
@@ -294,9 +304,10 @@ def main(config):
         return
     if not flags.FLAGS.workdir:
         raise RecipeError('--workdir: where the run is to be kept is not given')
-    with workdir.open_workdir(flags.FLAGS.workdir, config, sys.argv, config['resume']['allow']) as work:
+    with workdir.open_workdir(flags.FLAGS.workdir, config, sys.orig_argv, config['resume']['allow']) as work:
         began = time.perf_counter()
         run = prepare(config)
+        work.note(total_steps=run.total_steps, recipe=recipe.name(sys.argv))
         work.describe_devices([d.device_kind for d in run.mesh.devices.flat])
         log.info('prepared in %.1f s', time.perf_counter() - began)
         with jax.set_mesh(run.mesh):

@@ -27,8 +27,9 @@ from bigvlm.core.parts import RecipeError
 
 log = logging.getLogger(__name__)
 
-# They change what is shown or kept of a run, not what is trained.
-HARMLESS = (r'about\b.*', r'log\b.*', r'checkpoint\b.*', r'loader\b.*', r'profile\b.*', r'resume\b.*')
+# They change what is shown, measured or kept of a run, not what is trained.
+HARMLESS = tuple(rf'{key}(\..*)?' for key in ('about', 'log', 'checkpoint', 'loader', 'profile', 'resume', 'evals',
+                                             'eval_first', 'eval_params'))
 _PACKAGES = ('jax', 'jaxlib', 'libtpu', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'tensorflow-datasets',
              'sentencepiece')
 

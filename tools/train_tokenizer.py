@@ -3,7 +3,7 @@
   python tools/train_tokenizer.py --config configs/siglip_b16.py:data='my-*.tar' --vocab 8000 --out my.model
   python tools/train_tokenizer.py --files 'my-*.tar' --vocab 8000 --out my.model
 
-It prints what to write into a recipe. (A recipe can also train one at first use: `train_on` of the sentencepiece tokenizer.)
+It prints what to write into a recipe. (A recipe can also train one at first use: see `train_on` of sentencepiece.)
 """
 import hashlib
 import os

@@ -24,7 +24,7 @@ def cache_dir(*parts: str) -> Path:
 def fetch(source: str, sha256: str = '') -> Path:
     """The local path of a file given as a path or an https URL, once its SHA-256 is known to be right.
 
-    A URL needs its hash and is downloaded once, into the cache. A local file is used in place; its hash is checked if given.
+    A URL needs its hash and is downloaded once, into the cache. A local file is used in place, its hash checked if told.
     Raises RecipeError for a wrong hash or path; OSError, naming file, URL and hash, where the net cannot be reached.
     """
     if '://' not in source:
@@ -51,8 +51,8 @@ def _download(url: str, sha256: str, path: Path) -> None:
             with urllib.request.urlopen(url, timeout=60) as reply, open(part, 'wb') as file:
                 shutil.copyfileobj(reply, file)
         except (urllib.error.URLError, OSError) as error:
-            raise OSError(f'cannot download {path.name.split("-", 1)[1]} from {url} ({error}); offline, put the file whose '
-                          f'sha256 is {sha256} at {path}, or name a local copy in the recipe') from error
+            raise OSError(f'cannot download {path.name.split("-", 1)[1]} from {url} ({error}); offline, put the file '
+                          f'whose sha256 is {sha256} at {path}, or name a local copy in the recipe') from error
         _check(part, url, sha256)
 
 

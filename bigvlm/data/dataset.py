@@ -19,8 +19,8 @@ _READS, _PAUSE_S = 3, .1
 class Dataset:
     """What the recipe's `data.NAME` describes: `source`, `ops` (a tuple, in order), `max_bad`, `number`.
 
-    `max_bad`: the fraction of the source that may be unusable before the run stops. `number`: the source's number in the
-    ids of its examples. `lost`: what was unusable so far, reason -> names.
+    `max_bad`: the fraction of the source that may be unusable before the run stops. `number`: the source's number in
+    the ids of its examples. `lost`: what was unusable so far, reason -> names.
     """
 
     def __init__(self, spec: Mapping[str, Any], where: str = 'data', tokenizers: Mapping[str, Any] | None = None,

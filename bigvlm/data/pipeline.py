@@ -13,7 +13,7 @@ __all__ = ['BadExample', 'Corpus', 'Dataset', 'Stream', 'TooManyBad', 'build_tok
 
 
 class Corpus:
-    """The captions of a recipe's data set, for tokenizers that are trained on them; nothing is read before it is used."""
+    """The captions of a recipe's data set, for tokenizers that are trained on them; read when iterated."""
 
     def __init__(self, data: Mapping[str, Any], name: str):
         if name not in data:

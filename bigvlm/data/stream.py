@@ -18,8 +18,8 @@ class Stream:
     """An endless iterator over batches; the global example at position p is order(seed, n, p // n, p % n).
 
     A batch is `{key: array [rows, ...]}` of everything in the examples that is an array or a number. It depends only on
-    the data set and the position, not on `rows` (the slice of the global batch wanted here), `workers` (threads; 0 makes
-    examples in the caller) or `prefetch` (batches in the making). `wait_s` is how long the consumer has waited in all.
+    the data set and the position, not on `rows` (the slice of the global batch wanted here), `workers` (threads; 0
+    makes examples in the caller) or `prefetch` (batches in the making). `wait_s`: how long the consumer has waited.
     Raises what the data set raises, naming the example, where the faulty batch would have been.
     """
 
@@ -127,4 +127,6 @@ def _as_array(value) -> np.ndarray | None:
     array = np.asarray(value)
     if array.dtype.kind not in 'biuf':
         return None
-    return array.astype({'i': np.int32, 'f': np.float32}[array.dtype.kind]) if array.dtype in (np.int64, np.float64) else array
+    if array.dtype in (np.int64, np.float64):
+        return array.astype(np.int32 if array.dtype == np.int64 else np.float32)
+    return array

@@ -28,7 +28,8 @@ def dot(image_MD, text_ND):
 class Embedder:
     """Embeds sequences of any length with one compiled shape per kind, sharded over the mesh and over processes.
 
-    embed_fn: jitted, ``{'image': uint8 [B,H,W,3]}`` or ``{'text': int32 [B,L]}`` -> dict with ``image_BD`` / ``text_BD``.
+    embed_fn: jitted, ``{'image': uint8 [B,H,W,3]}`` or ``{'text': int32 [B,L]}`` -> dict with ``image_BD`` or
+    ``text_BD``.
     score_fn: jitted, ``(image [M,D], text [N,D]) -> [M,N]``, higher is more alike; None is the dot product.
     mesh: None runs on the default device. batch: global batch size, rounded up to fill the mesh.
     image_key, text_key: the batch keys that the objective reads.
@@ -79,8 +80,8 @@ class Embedder:
                 put = {key: batch} if self.mesh is None else put_batch({key: batch}, self.mesh, self.batch)
                 features = self._embed_fn(put)
                 if result not in features:
-                    raise RecipeError(f'objective: its embed gives no {result!r} for {key!r}; it gives: {sorted(features)}')
-                if running is not None:  # fetched only after the next batch was dispatched: reading and computing overlap
+                    raise RecipeError(f'objective: its embed gives no {result!r} for {key!r}, but {sorted(features)}')
+                if running is not None:  # fetched after the next batch is dispatched: reading and computing overlap
                     outputs.append(_host(running))
                 running = features[result]
             outputs.append(_host(running))
@@ -92,7 +93,7 @@ class Embedder:
         return features_ND
 
     def _batches(self, rows: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
-        """This process's rows of each global batch; the last is filled up with the last example. Reads one batch ahead."""
+        """This process's rows of each global batch, the last filled up with the last example. Reads one batch ahead."""
         n = len(rows)
 
         def submit(start: int) -> list[Future]:
@@ -111,7 +112,7 @@ class Embedder:
 def _stack(rows: list[np.ndarray]) -> np.ndarray:
     shapes = {np.shape(row) for row in rows}
     if len(shapes) > 1:
-        raise RecipeError(f'data: an evaluator needs examples of one shape, found {sorted(shapes)[:3]}; add a resize op')
+        raise RecipeError(f'data: an evaluator needs examples of one shape, not {sorted(shapes)[:3]}; add a resize op')
     return np.stack(rows)
 
 

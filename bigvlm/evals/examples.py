@@ -13,8 +13,8 @@ from bigvlm.core.parts import RecipeError
 class Images(Sequence):
     """The first ``limit`` images (0: all) of a dataset, read when asked for.
 
-    ``label_N`` (-1: not read or none) and ``real_N`` (0: not read, or a bad item that the dataset substituted) fill up as
-    images are read, so that labels cost no second decode and a substitute is not counted in place of the bad item.
+    ``label_N`` (-1: not read or none) and ``real_N`` (0: not read, or a bad item that the dataset substituted) fill up
+    as images are read, so that labels cost no second decode and a substitute is not counted in a bad item's place.
     """
 
     def __init__(self, dataset, limit: int = 0):

@@ -25,14 +25,14 @@ _CHUNK = 1024  # rows of a distance or similarity matrix held at once
 
 @dataclasses.dataclass(kw_only=True)
 class NearestCaption:
-    """Yields ``zero_shot/top1``, ``retrieval/image_to_text_r1``, ``retrieval/text_to_image_r1`` and figure ``neighbours``.
+    """Yields ``zero_shot/top1``, ``retrieval/image_to_text_r1``, ``retrieval/text_to_image_r1``, figure ``neighbours``.
 
     The candidate (class name or caption) most like the lent caption, as cosine of idf-weighted words, is the answer; of
     equally good candidates each is taken with the same probability, so the numbers are expectations and need no seed.
     Under evaluators named ``zero_shot`` and ``retrieval`` the report shows them as a column beside the model's.
 
-    train: dataset that lends captions, at most ``max_train`` images of it, evenly spaced. zero_shot, retrieval: datasets
-    to predict on ('' skips); give ``limit``, ``captions`` and ``classes`` as those evaluators have them. size: pixels compared.
+    train: dataset that lends captions, at most ``max_train`` images of it, evenly spaced. zero_shot, retrieval:
+    datasets to predict on ('' skips). limit, captions, classes: as those evaluators have them. size: pixels compared.
     """
     train: str = 'train'
     zero_shot: str = ''
@@ -68,15 +68,16 @@ class NearestCaption:
         near_N, kept_N = lender.nearest(images, np.arange(len(images))), images.real_N == 1
         names, label_N = self._classes or tuple(images.dataset.label_names), images.label_N[kept_N]
         if not names or not len(label_N) or label_N.min() < 0 or label_N.max() >= len(names):
-            raise RecipeError(f'zero_shot: every image of dataset {self.zero_shot!r} needs a label, and every label a name; '
-                              f'found {len(names)} names and labels {sorted(set(label_N.tolist()))[:5]}…')
+            raise RecipeError(f'zero_shot: every image of dataset {self.zero_shot!r} needs a label, and every label a '
+                              f'name; found {len(names)} names and labels {sorted(set(label_N.tolist()))[:5]}…')
         lent_NV, class_CV = lender.idf.vectors([lender.captions_T[t] for t in near_N[kept_N]], list(names))
         return expected_top1(lent_NV, class_CV, label_N, np.arange(len(names)))
 
     def _retrieval(self, lender: 'Lender') -> Iterator[tuple[str, float]]:
         images = Images(self.datasets(self.retrieval), self.limit)
         near_N = lender.nearest(images, np.arange(len(images)))
-        captions, owner_C, kept_N = read_captions(images.dataset, np.flatnonzero(images.real_N), self.captions, self.retrieval)
+        read_N = np.flatnonzero(images.real_N)
+        captions, owner_C, kept_N = read_captions(images.dataset, read_N, self.captions, self.retrieval)
         lent_NV, caption_CV = lender.idf.vectors([lender.captions_T[t] for t in near_N[kept_N]], captions)
         position_N = np.arange(len(kept_N))
         yield 'retrieval/image_to_text_r1', expected_top1(lent_NV, caption_CV, position_N, owner_C)
@@ -84,7 +85,7 @@ class NearestCaption:
 
 
 class Lender:
-    """At most ``limit`` training images as pixels, and of each the caption that says most: ``captions_T``, ``index_T``."""
+    """At most ``limit`` training images (``index_T``) as pixels, and of each the caption that says most."""
 
     def __init__(self, dataset, name: str, limit: int, size: int):
         self.images, self.size = Images(dataset), size
@@ -136,7 +137,8 @@ class Idf:
         entries = [(i, vocabulary[word], self.of(word)) for i, text in enumerate(texts) for word in _words(text)]
         rows, columns, weights = (np.array(x) for x in zip(*entries)) if entries else (np.zeros(0, int),) * 3
         norm = np.sqrt(np.bincount(rows, weights ** 2, minlength=len(texts)))
-        return sparse.csr_matrix((weights / np.maximum(norm[rows], 1e-12), (rows, columns)), (len(texts), len(vocabulary)))
+        weights = weights / np.maximum(norm[rows], 1e-12)
+        return sparse.csr_matrix((weights, (rows, columns)), (len(texts), len(vocabulary)))
 
 
 def _words(text: str) -> list[str]:
@@ -152,7 +154,8 @@ def nearest(query_NP: np.ndarray, train_TP: np.ndarray) -> np.ndarray:
                            for i in range(0, len(query_NP), _CHUNK)])
 
 
-def expected_top1(query_NV: sparse.csr_matrix, candidate_CV: sparse.csr_matrix, id_N: np.ndarray, id_C: np.ndarray) -> float:
+def expected_top1(query_NV: sparse.csr_matrix, candidate_CV: sparse.csr_matrix, id_N: np.ndarray,
+                  id_C: np.ndarray) -> float:
     """Mean probability that a query's best candidate has its id, the best ones drawn evenly where several are equal."""
     total = 0.
     for start in range(0, query_NV.shape[0], _CHUNK):

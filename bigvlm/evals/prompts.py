@@ -40,7 +40,8 @@ def canonicalize(text: str) -> str:
 
 def templates(value: str | tuple[str, ...]) -> tuple[str, ...]:
     """A tuple of templates, a name of TEMPLATES, or a file; each template holds '{}' (or '{c}') once."""
-    found = TEMPLATES[value] if value in TEMPLATES else lines(value, 'templates', valid=f'a name ({", ".join(TEMPLATES)})')
+    valid = f'a name ({", ".join(TEMPLATES)})'
+    found = TEMPLATES[value] if value in TEMPLATES else lines(value, 'templates', valid)
     found = tuple(t.replace('{c}', '{}') for t in found)
     for template in found:
         if template.count('{}') != 1:
@@ -73,7 +74,8 @@ def _read(path: Path, key: str, field: str) -> tuple[str, ...]:
         raise RecipeError(f'{field}: {path} is not JSON ({error})') from None
     if isinstance(content, dict):
         if key not in content:
-            raise RecipeError(f'{field}: {path} holds several lists; name one as {path}#KEY, KEY one of {sorted(content)[:40]}')
+            raise RecipeError(f'{field}: {path} holds several lists; name one as {path}#KEY with KEY one of '
+                              f'{", ".join(sorted(content)[:40])}')
         content = content[key]
     if not isinstance(content, list):
         raise RecipeError(f'{field}: {path} must hold a list of strings or a dict of such lists')
@@ -84,5 +86,6 @@ def tokens(tokenizers, name: str, texts: list[str], length: int, canonical: bool
     """int32 [N, length] of ``texts`` by the recipe's tokenizer ``name``."""
     tokenize: Callable = tokenizers[name] if name in tokenizers else None
     if tokenize is None:
-        raise RecipeError(f'tokenizer: no tokenizer {name!r}; the recipe has: {", ".join(sorted(tokenizers)) or "none"}')
+        there = ', '.join(sorted(tokenizers)) or 'none'
+        raise RecipeError(f'tokenizer: no tokenizer {name!r}; the recipe has: {there}')
     return np.asarray(tokenize([canonicalize(t) for t in texts] if canonical else list(texts), length))

@@ -20,7 +20,7 @@ _CHUNK = 1024  # side of the largest score matrix held
 
 @dataclasses.dataclass(kw_only=True)
 class Retrieval:
-    """Yields ``image_to_text_rK``, ``text_to_image_rK`` (fractions) and their ``_chance``, ``…_median_rank``, n, captions.
+    """Yields ``image_to_text_rK``, ``text_to_image_rK`` (fractions), their ``_chance``, ``…_median_rank``, n, captions.
 
     data: dataset with captions. tokenizer, length, canonicalize: how captions become tokens (see ``zero_shot``).
     ks: the cut-offs. captions: at most so many per image (0: all). limit: at most so many images (0: all).
@@ -65,15 +65,18 @@ class Retrieval:
         if len(index_N) < len(read_N):
             yield 'without_caption', float(len(read_N) - len(index_N))
 
-        picture = lambda i: images[int(index_N[i])]
+        def picture(i):
+            return images[int(index_N[i])]
         shown = spread(len(index_N), self.examples)
-        yield 'image_to_text', _texts_of_images(embedder.score, image_ND, text_MD, owner_M, rank_N, captions, picture, shown)
         first = np.searchsorted(owner_M, shown)  # the first caption of each image shown
-        yield 'text_to_image', _images_of_texts(embedder.score, image_ND, text_MD, owner_M, rank_M, captions, picture, first)
+        yield 'image_to_text', _texts_of_images(embedder.score(image_ND[shown], text_MD), owner_M, rank_N, captions,
+                                                picture, shown)
+        yield 'text_to_image', _images_of_texts(embedder.score(image_ND, text_MD[first]).T, owner_M, rank_M, captions,
+                                                picture, first)
 
 
 def read_captions(dataset, index_N: np.ndarray, limit: int, name: str) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Captions of the images ``index_N`` (at most ``limit`` each; 0: all), for each the position of its image, and the images.
+    """Captions of the images ``index_N`` (at most ``limit`` each; 0: all), each one's image's position, the images.
 
     Images without a caption are left out of all three. RecipeError if that leaves none.
     """
@@ -89,7 +92,7 @@ def read_captions(dataset, index_N: np.ndarray, limit: int, name: str) -> tuple[
             owners.extend([len(kept)] * len(own))
             kept.append(index)
     if not kept:
-        raise RecipeError(f'data: none of the {len(index_N)} readable items of dataset {name!r} has an image and a caption')
+        raise RecipeError(f'data: none of the {len(index_N)} readable items of dataset {name!r} has a caption')
     return captions, np.array(owners), np.array(kept)
 
 
@@ -97,9 +100,9 @@ def ranks(score: Callable, image_ND: np.ndarray, text_MD: np.ndarray, owner_M: n
           chunk: int = _CHUNK) -> tuple[np.ndarray, np.ndarray]:
     """Rank (from 1) of each image's best own caption among all captions [N], and of each caption's image [M].
 
-    Never holds more than a chunk × chunk score matrix. Ties are counted pessimistically: a wrong candidate with the same
-    score (or one that is not comparable, NaN) ranks before the right one, so that a model which gives everything the
-    same score gets the last rank, not the first. Candidates that are also right never count against each other.
+    Never holds more than a chunk × chunk score matrix. Ties are counted pessimistically: a wrong candidate with the
+    same score (or one that is not comparable, NaN) ranks before the right one, so that a model which gives everything
+    the same score gets the last rank, not the first. Right candidates never count against each other.
     ``owner_M`` must ascend: the captions of an image are neighbours.
     """
     n, m = len(image_ND), len(text_MD)
@@ -110,7 +113,7 @@ def ranks(score: Callable, image_ND: np.ndarray, text_MD: np.ndarray, owner_M: n
     def right(rows: slice, columns: slice) -> np.ndarray:
         return np.arange(rows.start, rows.stop)[:, None] == owner_M[columns]
 
-    # The right answers' scores come from the same tiles that they are compared in, so that equal means equal to the bit.
+    # The right answers' scores come from the tiles that they are compared in, so that equal means equal to the bit.
     for rows, columns in tiles:
         if owner_M[columns.start] < rows.stop and owner_M[columns.stop - 1] >= rows.start:
             own_nm = np.where(right(rows, columns), score(image_ND[rows], text_MD[columns]), -np.inf)
@@ -131,21 +134,21 @@ def image_to_text_chance(count_N: np.ndarray, k: int) -> float:
     return 1 - float(np.mean([miss[c] for c in count_N.tolist()]))
 
 
-def _texts_of_images(score, image_ND, text_MD, owner_M, rank_N, captions, picture, shown) -> Gallery:
-    score_GM = score(image_ND[shown], text_MD)
+def _texts_of_images(score_GM, owner_M, rank_N, captions, picture, shown) -> Gallery:
     rows = tuple(
-        Row(Item(image=picture(i)), tuple(Item(text=captions[j], right=bool(owner_M[j] == i), value=float(score_M[j]))
-                                          for j in np.argsort(-score_M, kind='stable')[:5]),
+        Row(Item(image=picture(i)),
+            tuple(Item(text=captions[j], right=bool(owner_M[j] == i), value=float(score_M[j]))
+                  for j in np.argsort(-score_M, kind='stable')[:5]),
             note=f'best own caption: rank {rank_N[i]:,}')
         for i, score_M in zip(shown, score_GM))
     return Gallery('Captions retrieved for an image', rows)
 
 
-def _images_of_texts(score, image_ND, text_MD, owner_M, rank_M, captions, picture, shown) -> Gallery:
-    score_GN = score(image_ND, text_MD[shown]).T
+def _images_of_texts(score_GN, owner_M, rank_M, captions, picture, shown) -> Gallery:
     rows = tuple(
-        Row(Item(text=captions[j]), tuple(Item(image=picture(i), right=bool(owner_M[j] == i), value=float(score_N[i]))
-                                          for i in np.argsort(-score_N, kind='stable')[:6]),
+        Row(Item(text=captions[j]),
+            tuple(Item(image=picture(i), right=bool(owner_M[j] == i), value=float(score_N[i]))
+                  for i in np.argsort(-score_N, kind='stable')[:6]),
             note=f'own image: rank {rank_M[j]:,}')
         for j, score_N in zip(shown, score_GN))
     return Gallery('Images retrieved for a caption', rows)

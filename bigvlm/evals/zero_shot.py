@@ -22,7 +22,7 @@ class ZeroShot:
     """Yields top1, top5, mean_per_class (fractions), their ``_chance``, n, and figures ``confusion`` and ``examples``.
 
     data: dataset with ``label``. tokenizer, length: how prompts become tokens. templates: a tuple, a built-in set or a
-    file (see ``prompts.templates``). classes: names in the order of the labels, tuple or file; '' takes the dataset's own.
+    file (see ``prompts.templates``). classes: names in the order of the labels, tuple or file; '' for the dataset's.
     canonicalize: lower-case and strip punctuation, as SigLIP. limit: at most so many images (0: all).
     A class embedding is the normalised mean of its normalised prompt embeddings. Of equal scores the first class wins.
     """
@@ -45,7 +45,7 @@ class ZeroShot:
         dataset = self.datasets(self.data)
         names = self._classes or tuple(dataset.label_names)
         if not names:
-            raise RecipeError(f'data: dataset {self.data!r} has no label names; set classes to a tuple or a file of them')
+            raise RecipeError(f'data: dataset {self.data!r} has no label names; give classes, a tuple or a file')
         class_CD = self.class_embeddings(embedder, names)
         images = Images(dataset, self.limit)
         image_ND = embedder.images(images)
@@ -89,10 +89,10 @@ class ZeroShot:
         if not len(label_N):
             raise RecipeError(f'data: no image of dataset {self.data!r} could be read')
         if label_N.min() < 0:
-            raise RecipeError(f'data: {int((label_N < 0).sum())} of {len(label_N)} examples of {self.data!r} have no label; '
-                              'zero_shot needs a dataset with one label per image')
+            raise RecipeError(f'data: {int((label_N < 0).sum())} of {len(label_N)} examples of {self.data!r} have no '
+                              'label; zero_shot needs one per image')
         if label_N.max() >= len(names):
-            raise RecipeError(f'classes: dataset {self.data!r} has label {label_N.max()}, but there are {len(names)} names')
+            raise RecipeError(f'classes: {self.data!r} has label {label_N.max()}, but there are {len(names)} names')
 
 
 def _unit(x: np.ndarray) -> np.ndarray:

@@ -20,7 +20,8 @@ from bigvlm.report.svg import Curve, chart, number, percent
 _THROUGHPUT = ('examples_per_s', 'step_time', 'data_wait', 'mfu')
 _FIRST = ('loss', 'lr', 'grad_norm')
 _TITLES = {'loss': 'Loss', 'lr': 'Learning rate', 'grad_norm': 'Gradient norm', 'examples_per_s': 'Examples per second',
-           'step_time': 'Seconds per step', 'data_wait': 'Share of time waiting for data', 'mfu': 'Model FLOPs utilisation'}
+           'step_time': 'Seconds per step', 'data_wait': 'Share of time waiting for data',
+           'mfu': 'Model FLOPs utilisation'}
 _SHARES = ('data_wait', 'mfu')
 
 
@@ -38,12 +39,14 @@ def page(run: Run) -> str:
     sections = [_header(run), _tiles(run), training, shown.table(run), shown.figures(run), shown.charts(run), *others,
                 _lost(run), _record(run)]
     return (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(_title(run))} · bigvlm</title>'
-            f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{CSS}</style></head><body><main>'
-            f'{"".join(sections)}</main><script>{SCRIPT}</script></body></html>\n')
+            f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{CSS}</style></head>'
+            f'<body><main>{"".join(sections)}</main><script>{SCRIPT}</script></body></html>\n')
 
 
 def _title(run: Run) -> str:
-    return str(run.info.get('recipe') or run.name)
+    """The recipe as the command names it, or else the folder."""
+    found = re.search(r'--config[= ](\S+)', _text(run.info.get('command') or ''))
+    return found[1] if found else run.name
 
 
 def _header(run: Run) -> str:
@@ -73,7 +76,11 @@ def _facts(run: Run, status: str) -> list[str]:
         facts.append(('remaining', duration(left)))
     if len(run.times.values) > 1:
         facts.append(('elapsed', duration(float(run.times.values[-1] - run.times.values[0]))))
-    facts += [(key.replace('_', ' '), _text(run.info[key])) for key in ('devices', 'git_commit', 'started') if run.info.get(key)]
+    launches = run.info.get('launches')
+    if isinstance(launches, list) and len(launches) > 1:
+        facts.append(('launches', str(len(launches))))
+    wanted = [key for key in ('devices', 'git_commit', 'started') if run.info.get(key)]
+    facts += [(key.replace('_', ' '), _text(run.info[key])) for key in wanted]
     versions = run.info.get('versions')
     if isinstance(versions, Mapping):
         wanted = [k for k in ('bigvlm', 'python', 'jax', 'flax') if k in versions]
@@ -119,7 +126,7 @@ def _tail(curve: Curve) -> float:
 
 
 def _curves(run: Run) -> list[str]:
-    """A section for each group of scalars that no evaluator wrote: loss and optimizer, speed, then each objective's own."""
+    """A section per group of scalars that no evaluator wrote: loss and optimizer, speed, each objective's own."""
     names = [name for name in run.curves if not run.is_evaluation(name)]
     groups: dict[str, list[str]] = {'Training': [name for name in _FIRST if name in names],
                                     'Throughput': [name for name in _THROUGHPUT if name in names]}
@@ -143,12 +150,13 @@ def _lost(run: Run) -> str:
         for reason, items in sorted(reasons.items(), key=lambda pair: -len(pair[1])):
             listed = ''.join(f'<li><code>{escape(item)}</code></li>' for item in items[:200])
             more = f'<li>and {len(items) - 200:,} more, in lost.json</li>' if len(items) > 200 else ''
-            cards.append(f'<details><summary>{escape(dataset)}: {escape(reason)} <span class="count">{len(items):,}</span>'
-                         f'</summary><ul>{listed}{more}</ul></details>')
+            cards.append(f'<details><summary>{escape(dataset)}: {escape(reason)} '
+                         f'<span class="count">{len(items):,}</span></summary><ul>{listed}{more}</ul></details>')
     none = '<details open><summary>No item was lost.</summary></details>'
     note = (f'<p class="soft">{run.bad_lines} unreadable line{"s" * (run.bad_lines > 1)} in metrics.jsonl '
             f'{"were" if run.bad_lines > 1 else "was"} left out.</p>' if run.bad_lines else '')
-    intro = '<p class="soft">Items that could not be read. Each was replaced by another one and is counted once.</p>'
+    intro = ('<p class="soft">Items that could not be used, each counted once. Training took another one instead; '
+             'evaluations left them out.</p>')
     return f'<h2>Data lost</h2>{intro if cards else ""}<div class="card">{"".join(cards) or none}</div>{note}'
 
 
@@ -156,7 +164,7 @@ def _record(run: Run) -> str:
     parts = []
     for title, content in (('Resolved recipe', run.config), ('Environment', run.info)):
         if content:
-            lines = '\n'.join(f'<span class="key">{escape(key)}</span> = {escape(value)}' for key, value in flat(content))
+            lines = '\n'.join(f'<span class="key">{escape(k)}</span> = {escape(value)}' for k, value in flat(content))
             parts.append(f'<details><summary>{title}</summary><pre>{lines}</pre></details>')
     return f'<h2>Record</h2><div class="card">{"".join(parts)}</div>' if parts else ''
 

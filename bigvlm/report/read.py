@@ -12,6 +12,9 @@ from bigvlm import figures
 from bigvlm.report.svg import Curve
 
 
+_NOT_FINITE = ('NaN', 'Infinity', '-Infinity')  # JSON has no number for them
+
+
 @dataclasses.dataclass(frozen=True)
 class Run:
     """A work directory's content. ``curves``: scalar name -> values over steps. ``times``: seconds over steps."""
@@ -59,10 +62,10 @@ class Run:
 def read(workdir: str | Path) -> Run:
     workdir = Path(workdir)
     curves, times, bad_lines = _metrics(workdir / 'metrics.jsonl')
-    lost = {dataset: {reason: [str(item) for item in items] for reason, items in reasons.items() if isinstance(items, list)}
+    lost = {dataset: {reason: list(map(str, items)) for reason, items in reasons.items() if isinstance(items, list)}
             for dataset, reasons in _object(workdir / 'lost.json').items() if isinstance(reasons, dict)}
-    return Run(workdir.resolve().name, curves, times, _object(workdir / 'config.json'), _object(workdir / 'run.json'), lost,
-               figures.latest(workdir), bad_lines)
+    return Run(workdir.resolve().name, curves, times, _object(workdir / 'config.json'), _object(workdir / 'run.json'),
+               lost, figures.latest(workdir), bad_lines)
 
 
 def _object(path: Path) -> dict[str, Any]:
@@ -88,6 +91,8 @@ def _metrics(path: Path) -> tuple[dict[str, Curve], Curve, int]:
             bad += 1
             continue
         for name, value in entry.items():
+            if type(value) is str and value in _NOT_FINITE:
+                value = float(value)
             if name != 'step' and type(value) in (float, int):
                 columns.setdefault(name, {})[step] = value
     curves = {name: _curve(column) for name, column in columns.items()}

@@ -12,7 +12,7 @@ from bigvlm.report.read import Run
 from bigvlm.report.svg import Curve, chart, data_uri, heat_map, number, percent
 
 _COLUMNS = 7  # evaluated steps shown side by side
-_COUNTS = ('n', 'captions')  # how much was evaluated: said in the heading, not in a row
+_COUNTS = ('n', 'captions', 'seconds')  # how much was evaluated and how fast: said in the heading, not in a row
 _SHARE = re.compile(r'(.*_)?(top\d+|r\d+|mean_per_class|accuracy|map|iou)')
 _LESS_IS_BETTER = re.compile(r'(.*_)?(rank|loss|error|perplexity)')
 _HEADLINE = re.compile(r'(.*_)?(top1|r1)')
@@ -49,28 +49,39 @@ class Metric:
 
 def words(name: str) -> str:
     """``text_to_image_r1`` as people write it."""
-    return ' '.join(_WORDS.get(w, f'R@{w[1:]}' if re.fullmatch(r'r\d+', w) else w) for w in name.replace('/', '_').split('_'))
+    parts = name.replace('/', '_').split('_')
+    return ' '.join(_WORDS.get(part, f'R@{part[1:]}' if re.fullmatch(r'r\d+', part) else part) for part in parts)
 
 
 def rows(run: Run) -> list[Metric]:
-    """The metrics of every evaluator; ``NAME/ROW``, where ROW is another evaluator's metric, is that row's baseline NAME."""
+    """Every evaluator's metrics; ``NAME/ROW``, where ROW is another one's metric, is that row's baseline NAME."""
     names = [name for name in run.curves if run.is_evaluation(name) and not name.endswith('_chance')]
-    baselines = {name for name in names if name.split('/', 1)[-1] in names}
+    baselines: dict[str, dict[str, float]] = {}  # metric -> baseline -> value
+    for name in names:
+        baseline, _, metric = name.partition('/')
+        if metric in names:
+            baselines.setdefault(metric, {})[_part(run, baseline)] = float(run.curves[name].values[-1])
     found = []
-    for name in sorted(set(names) - baselines, key=lambda n: (run.evaluators.index(n.split('/', 1)[0]), names.index(n))):
+    for name in names:
         evaluator, _, metric = name.partition('/')
-        chance = run.curves.get(f'{name}_chance')
-        beside = {b.split('/', 1)[0]: float(run.curves[b].values[-1]) for b in names if b in baselines and b.split('/', 1)[1] == name}
-        found.append(Metric(evaluator, metric, run.curves[name], None if chance is None else float(chance.values[-1]), beside))
-    return found
+        if metric not in names:
+            chance = run.curves.get(f'{name}_chance')
+            found.append(Metric(evaluator, metric, run.curves[name],
+                                None if chance is None else float(chance.values[-1]), baselines.get(name, {})))
+    return sorted(found, key=lambda metric: run.evaluators.index(metric.evaluator))
+
+
+def _part(run: Run, evaluator: str) -> str:
+    """The part that an evaluator is: 'nearest_caption' tells more than the 'baseline' it is named in a recipe."""
+    return run.config['evals'][evaluator].get('name', evaluator)
 
 
 def table(run: Run) -> str:
     metrics = rows(run)
-    if not metrics:
-        return ''
     counts = {(m.evaluator, m.metric): m for m in metrics if m.metric in _COUNTS}
     metrics = [m for m in metrics if m.metric not in _COUNTS]
+    if not metrics:
+        return ''
     steps = _columns(sorted({int(s) for m in metrics for s in m.curve.steps}))
     baselines = list(dict.fromkeys(b for m in metrics for b in m.baselines))
     aside = (['chance'] if any(m.chance is not None for m in metrics) else []) + [words(b) for b in baselines]
@@ -79,9 +90,10 @@ def table(run: Run) -> str:
     body, previous = [], None
     for m in metrics:
         if m.evaluator != previous:
-            told = ' · '.join(f'{counts[m.evaluator, c].curve.values[-1]:,.0f} {words(c)}' for c in _COUNTS if (m.evaluator, c) in counts)
-            body.append(f'<tr class="group"><th colspan="{1 + len(aside) + len(steps)}"><b>{escape(words(m.evaluator))}</b>'
-                        f'{escape(told)}</th></tr>')
+            told = ' · '.join(f'{counts[m.evaluator, c].curve.values[-1]:,.0f} {words(c)}'
+                              for c in _COUNTS if (m.evaluator, c) in counts)
+            body.append(f'<tr class="group"><th colspan="{1 + len(aside) + len(steps)}">'
+                        f'<b>{escape(words(m.evaluator))}</b>{escape(told)}</th></tr>')
             previous = m.evaluator
         body.append(_table_row(m, aside, baselines, steps))
     return (f'<h2>Evaluation</h2><div class="card scroll"><table><thead><tr><th></th>{"".join(heads)}</tr></thead>'
@@ -91,7 +103,7 @@ def table(run: Run) -> str:
 
 def _table_row(m: Metric, aside: list[str], baselines: list[str], steps: list[int]) -> str:
     beside = ([m.chance] if aside and aside[0] == 'chance' else []) + [m.baselines.get(b) for b in baselines]
-    cells = [f'<td class="aside{" edge" if i == len(beside) - 1 else ""}">{escape(m.form(v)) if v is not None else ""}</td>'
+    cells = [f'<td class="aside{" edge" if i == len(beside) - 1 else ""}">{"" if v is None else escape(m.form(v))}</td>'
              for i, v in enumerate(beside)]
     values, best = dict(zip(m.curve.steps.astype(int), m.curve.values)), m.curve.values[m.best]
     for step in steps:
@@ -114,7 +126,8 @@ def charts(run: Run) -> str:
         if len(m.curve.steps) > 2 and m.metric not in _COUNTS:
             references = [(words(b), v) for b, v in m.baselines.items()]
             references += [('chance', m.chance)] if m.chance is not None else []
-            groups.setdefault(m.evaluator, []).append(chart(m.title, m.curve, m.form, smooth=False, dots=True, references=references))
+            groups.setdefault(m.evaluator, []).append(
+                chart(m.title, m.curve, m.form, smooth=False, dots=True, references=references))
     return ''.join(f'<h2>{escape(words(name))} during training</h2><div class="charts">{"".join(cards)}</div>'
                    for name, cards in groups.items())
 
@@ -122,7 +135,7 @@ def charts(run: Run) -> str:
 def figures(run: Run) -> str:
     """In the order of the evaluators; baselines last, since they are there to compare with."""
     baselines = {b for m in rows(run) for b in m.baselines}
-    place = {name: i + len(run.evaluators) * (name in baselines) for i, name in enumerate(run.evaluators)}
+    place = {name: i + len(run.evaluators) * (_part(run, name) in baselines) for i, name in enumerate(run.evaluators)}
     html = []
     for name, (step, figure) in sorted(run.figures.items(), key=lambda pair: place.get(pair[0].split('/')[0], -1)):
         html.append((confusion if isinstance(figure, Confusion) else gallery)(name, step, figure))
@@ -131,7 +144,8 @@ def figures(run: Run) -> str:
 
 def gallery(name: str, step: int, figure: Gallery) -> str:
     body = ''.join(_gallery_row(row) for row in figure.rows)
-    return f'<h2>{escape(figure.title)}</h2><p class="soft">{escape(words(name.split("/")[0]))}, step {step:,}</p><div class="card">{body}</div>'
+    return (f'<h2>{escape(figure.title)}</h2><p class="soft">{escape(words(name.split("/")[0]))}, step {step:,}</p>'
+            f'<div class="card">{body}</div>')
 
 
 def _gallery_row(row: Row) -> str:
@@ -158,7 +172,8 @@ def _sentence(item: Item) -> str:
 
 def _picture(item: Item) -> str:
     mark = '✓ ' if item.right else ''
-    return f'<li{_class(item, *(["captioned"] if item.text else []))}>{_image(item)}<small>{mark}{_value(item)}</small>{escape(item.text)}</li>'
+    kind = _class(item, *(['captioned'] if item.text else []))
+    return f'<li{kind}>{_image(item)}<small>{mark}{_value(item)}</small>{escape(item.text)}</li>'
 
 
 def _value(item: Item) -> str:
@@ -168,8 +183,9 @@ def _value(item: Item) -> str:
 def confusion(name: str, step: int, figure: Confusion) -> str:
     lines = ''.join(f'<tr><td>{escape(true)}</td><td>{escape(predicted)}</td><td>{count:,} of {of:,}</td></tr>'
                     for true, predicted, count, of in figure.pairs)
-    pairs = (f'<div><h3>Most confused</h3><table><thead><tr><th>true</th><th>predicted</th><th></th></tr></thead><tbody>{lines}'
-             '</tbody></table></div>' if lines else '<p class="soft">No class was mistaken for another.</p>')
+    pairs = ('<div><h3>Most confused</h3><table><thead><tr><th>true</th><th>predicted</th><th></th></tr></thead>'
+             f'<tbody>{lines}</tbody></table></div>' if lines else
+             '<p class="soft">No class was mistaken for another.</p>')
     return (f'<h2>{escape(figure.title)}</h2><p class="soft">{escape(words(name.split("/")[0]))}, step {step:,}; '
             f'{len(figure.names)} rows; stronger colour: larger share of the true class</p>'
             f'<div class="card confusion">{heat_map(figure)}{pairs}</div>')

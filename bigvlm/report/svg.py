@@ -1,4 +1,4 @@
-"""Line charts and heat maps as inline SVG and PNG: no script needed to read them, colours from the page's style sheet."""
+"""Line charts and heat maps as inline SVG and PNG: readable without script, coloured by the page's style sheet."""
 
 import base64
 import dataclasses
@@ -46,7 +46,7 @@ def percent(value: float) -> str:
 
 def chart(title: str, curve: Curve, form: Callable[[float], str] = number, *, smooth: bool = True, dots: bool = False,
           references: Sequence[tuple[str, float]] = ()) -> str:
-    """A card: title, last value, curve. Raw values are drawn faintly behind smoothed ones; references are dashed lines."""
+    """A card: title, last value, curve. Raw values lie faintly behind smoothed ones; references are dashed lines."""
     keep = np.isfinite(curve.values)
     lost = int((~keep).sum())
     steps, values = curve.steps[keep].astype(float), curve.values[keep].astype(float)
@@ -70,7 +70,8 @@ def chart(title: str, curve: Curve, form: Callable[[float], str] = number, *, sm
     hover = json.dumps([[round(scale.x(a), 1), round(scale.y(b), 1), f'{a:,.0f}', form(float(v))]
                         for a, b, v in zip(x, line, line)], ensure_ascii=False)
     return (f'<figure class="card chart">{head}<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
-            f'aria-label="{escape(title)}: last {escape(latest)}" data-points="{escape(hover)}">{"".join(parts)}</svg>{note}</figure>')
+            f'aria-label="{escape(title)}: last {escape(latest)}" data-points="{escape(hover)}">{"".join(parts)}</svg>'
+            f'{note}</figure>')
 
 
 def _references(scale: '_Scale', references: Sequence[tuple[str, float]]) -> list[str]:
@@ -146,11 +147,13 @@ class _Scale:
         for value in _ticks(self.bottom, self.top, 4):
             y = self.y(value)
             parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
-                         f'<text x="{_LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{escape(_tick(value, form))}</text>')
+                         f'<text x="{_LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">'
+                         f'{escape(_tick(value, form))}</text>')
         for step in _ticks(self.left, self.right, 5):
             if step == int(step):
                 anchor = 'end' if self.x(step) > _WIDTH - 24 else 'middle'
-                parts.append(f'<text x="{self.x(step):.1f}" y="{_HEIGHT - 6}" text-anchor="{anchor}">{_short(step)}</text>')
+                parts.append(f'<text x="{self.x(step):.1f}" y="{_HEIGHT - 6}" text-anchor="{anchor}">'
+                             f'{_short(step)}</text>')
         return ''.join(parts)
 
 
@@ -188,7 +191,8 @@ def heat_map(figure: Confusion, colour: tuple[int, int, int] = (64, 112, 232)) -
     pixels[..., :3], pixels[..., 3] = colour, np.round(255 * share ** .6)
     buffer = io.BytesIO()
     Image.fromarray(pixels, 'RGBA').save(buffer, 'PNG', optimize=True)
-    cells = json.dumps([list(figure.names), figure.counts_CC.astype(int).tolist()], ensure_ascii=False, separators=(',', ':'))
+    content = [list(figure.names), figure.counts_CC.astype(int).tolist()]
+    cells = json.dumps(content, ensure_ascii=False, separators=(',', ':'))
     return (f'<div class="heat"><span class="rows">true class</span><div class="map" data-cells="{escape(cells)}">'
             f'<img alt="confusion of {len(figure.names)} classes" src="{data_uri(buffer.getvalue(), "png")}"></div>'
             f'<span class="columns">predicted class</span><output></output></div>')

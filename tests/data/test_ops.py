@@ -40,7 +40,8 @@ def decoder(request, monkeypatch):
 
 @pytest.mark.usefixtures('decoder')
 @pytest.mark.parametrize('format, mode, tolerance', [
-    ('JPEG', 'RGB', 4), ('JPEG', 'CMYK', 4), ('PNG', 'RGB', 0), ('PNG', 'RGBA', 0), ('WEBP', 'RGB', 4), ('GIF', 'P', 20)])
+    ('JPEG', 'RGB', 4), ('JPEG', 'CMYK', 4), ('PNG', 'RGB', 0), ('PNG', 'RGBA', 0), ('WEBP', 'RGB', 4),
+    ('GIF', 'P', 20)])
 def test_decodes_every_format_by_its_bytes(format, mode, tolerance):
     image = apply(decode(), encoded(format, mode, quality=95))
     assert image.shape == (40, 30, 3) and image.dtype == np.uint8

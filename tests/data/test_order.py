@@ -17,7 +17,7 @@ def test_depends_on_seed_and_epoch():
 
 
 def test_mixes_well():
-    """Positions of neighbours are unrelated: differences behave as those of random pairs, and every start is different."""
+    """Positions of neighbours are unrelated: differences are as of random pairs, and every start is different."""
     n = 4096
     found = [order(0, n, 0, i) for i in range(n)]
     steps = sum(abs(a - b) for a, b in zip(found, found[1:])) / (n - 1)

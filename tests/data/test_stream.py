@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bigvlm.core.parts import RecipeError
-from bigvlm.data.bad import BadExample, TooManyBad
+from bigvlm.data.bad import BadExample, Lost, TooManyBad
 from bigvlm.data.order import order
 from bigvlm.data.pipeline import Dataset, Stream
 
@@ -23,8 +23,9 @@ def batches(data, count, batch=8, start=0, rows=slice(None), workers=0):
 
 
 def same(a, b):
-    return len(a) == len(b) and all(
-        x.keys() == y.keys() and all(np.array_equal(x[k], y[k]) and x[k].dtype == y[k].dtype for k in x) for x, y in zip(a, b))
+    def equal(x, y):
+        return x.keys() == y.keys() and all(np.array_equal(x[k], y[k]) and x[k].dtype == y[k].dtype for k in x)
+    return len(a) == len(b) and all(map(equal, a, b))
 
 
 def test_rows_follow_the_order():
@@ -71,6 +72,16 @@ def test_a_bad_example_is_replaced_by_the_next_and_named_once():
     assert [data.example(i)['id'].tolist() for i in (4, 5, 12)] == [[0, 6], [0, 6], [0, 0]]
     with pytest.raises(BadExample, match='empty'):
         data.example(5, substitute=False)
+
+
+def test_two_threads_that_meet_the_same_item_name_it_once():
+    lost = Lost(10, .1, 'memory')
+    lost.note('truncated tar', ['a.tar'])
+    for _ in range(2):
+        lost.add(3, 'memory:3', 'broken')
+    assert lost.items == {'truncated tar': ['a.tar'], 'broken': ['memory:3']}
+    with pytest.raises(TooManyBad):
+        lost.add(4, 'memory:4', 'broken')
 
 
 @pytest.mark.parametrize('workers', [0, 3])
@@ -124,7 +135,8 @@ def test_reads_ahead_but_not_far():
 def test_what_a_batch_holds():
     batch = batches(dataset(count=5), 1)[0]
     assert {k: (v.dtype, v.shape) for k, v in batch.items()} == {
-        'value': (np.float32, (8, 2)), 'noise': (np.float32, (8,)), 'drawn': (np.int32, (8,)), 'id': (np.uint32, (8, 2))}
+        'value': (np.float32, (8, 2)), 'noise': (np.float32, (8,)), 'drawn': (np.int32, (8,)),
+        'id': (np.uint32, (8, 2))}
 
 
 @pytest.mark.parametrize('spec, message', [
@@ -142,6 +154,7 @@ def test_wrong_recipes(spec, message):
 
 
 def test_streams_that_cannot_be():
-    for wrong in (dict(batch=0), dict(batch=8, workers=-1), dict(batch=8, rows=slice(8, 16)), dict(batch=8, prefetch=0)):
+    for wrong in (dict(batch=0), dict(batch=8, workers=-1), dict(batch=8, rows=slice(8, 16)),
+                  dict(batch=8, prefetch=0)):
         with pytest.raises(RecipeError):
             Stream(dataset(), **wrong)

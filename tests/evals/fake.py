@@ -32,7 +32,8 @@ class FakeDataset:
         rng = np.random.default_rng(seed)
         self.images = rng.integers(0, 256, (n, 8, 8, 3), dtype=np.uint8)
         counts = rng.integers(1, captions + 1, n) if captions > 1 else np.ones(n, int)
-        self._captions = [tuple(' '.join(rng.choice(WORDS, 4)) + f' {i}x{k}' for k in range(c)) for i, c in enumerate(counts)]
+        self._captions = [tuple(' '.join(rng.choice(WORDS, 4)) + f' {i}x{k}' for k in range(count))
+                          for i, count in enumerate(counts)]
         self.labels = rng.integers(0, classes, n).astype(np.int32) if classes else None
         self.label_names = tuple(f'{WORDS[c % 12]} {WORDS[c // 12]}' for c in range(classes))
         self.substitute = dict(substitute)

@@ -43,7 +43,8 @@ def test_accuracies_equal_scikit_learn_on_every_mesh(on):
     assert result['n'] == 61 and result['top1_chance'] == pytest.approx(1 / 9)
     assert result['top5'] > result['top1'] > 0
     occurring = np.union1d(label_N, predicted_N)
-    np.testing.assert_array_equal(result['confusion'].counts_CC, confusion_matrix(label_N, predicted_N, labels=occurring))
+    expected_CC = confusion_matrix(label_N, predicted_N, labels=occurring)
+    np.testing.assert_array_equal(result['confusion'].counts_CC, expected_CC)
     assert result['confusion'].names == tuple(dataset.label_names[c] for c in occurring)
     assert (dataset.reads > 0).all() and dataset.reads.sum() == 61 + 8  # each once, and the pictures shown
 

@@ -7,7 +7,8 @@ from bigvlm.core.parts import RecipeError
 FILTERS = {'bicubic': Image.Resampling.BICUBIC, 'bilinear': Image.Resampling.BILINEAR}
 
 
-def scale(image_HWC: np.ndarray, box: tuple[float, float, float, float], height: int, width: int, method: str) -> np.ndarray:
+def scale(image_HWC: np.ndarray, box: tuple[float, float, float, float], height: int, width: int,
+          method: str) -> np.ndarray:
     """The region `box` = (left, top, right, bottom) of uint8 [H, W, 3] as uint8 [height, width, 3]."""
     if box == (0, 0, width, height) == (0, 0, image_HWC.shape[1], image_HWC.shape[0]):
         return image_HWC

@@ -1,4 +1,4 @@
-"""The random crop of Inception ("Going deeper with convolutions", Szegedy et al., 2015), as image-text training uses it."""
+"""The random crop of Inception (Szegedy et al., "Going deeper with convolutions", 2015)."""
 import math
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,8 @@ from bigvlm.data.ops import _scaling
 _TRIES = 10
 
 
-def random_resized_crop(size: int = 224, area: tuple[float, float] = (.9, 1.), ratio: tuple[float, float] = (3 / 4, 4 / 3),
+def random_resized_crop(size: int = 224, area: tuple[float, float] = (.9, 1.),
+                        ratio: tuple[float, float] = (3 / 4, 4 / 3),
                         method: str = 'bicubic', key: str = 'image') -> Callable:
     """A random region of uint8 [H, W, 3], scaled to [size, size, 3], antialiased.
 

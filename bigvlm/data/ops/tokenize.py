@@ -14,7 +14,8 @@ def tokenize(tokenizers: Mapping[str, Any], tokenizer: str = 'text', key: str = 
     `tokenizer` names one of the recipe's `tokenizers`.
     """
     if tokenizer not in tokenizers:
-        raise RecipeError(f'tokenizer: the recipe has no tokenizer {tokenizer!r} (there are: {", ".join(tokenizers) or "none"})')
+        raise RecipeError(f'tokenizer: the recipe has no tokenizer {tokenizer!r} '
+                          f'(there are: {", ".join(tokenizers) or "none"})')
     if length < 1:
         raise RecipeError(f'length: a number of tokens, found {length}')
     encode = tokenizers[tokenizer]

@@ -1,7 +1,7 @@
 """bigvlm_scenes as a TensorFlow Datasets builder that needs no TensorFlow: rendered scenes, described and annotated.
 
 Splits: `train` (objects of grammar.SEEN combinations only), `val` (new scenes; every caption belongs to one image) and
-`zero_shot` (one object of a grammar.HELD_OUT combination, whose name is the label).
+`zero_shot` (one large object of a grammar.HELD_OUT combination, whose name is the label).
 """
 import dataclasses
 import io
@@ -79,7 +79,7 @@ def example(config: SceneConfig, split: str, index: int, taken: set[str]) -> dic
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((config.seed, _SPLITS.index(split), index))))
     if split == 'zero_shot':
         label = index % len(grammar.HELD_OUT)
-        scene = layout.single(rng, grammar.HELD_OUT[label], large=.8)
+        scene = layout.single(rng, grammar.HELD_OUT[label], 'large')
     else:
         label, scene = -1, layout.scene(rng)
     first = 0

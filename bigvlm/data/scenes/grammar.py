@@ -9,7 +9,7 @@ from itertools import product
 SHAPES = ('circle', 'square', 'triangle', 'star', 'heart', 'cross', 'ring', 'moon', 'arrow')
 COLORS = ('red', 'orange', 'yellow', 'green', 'cyan', 'blue', 'purple', 'pink', 'black')
 TEXTURES = ('solid', 'striped', 'dotted', 'checkered')
-SIZES = ('small', 'large')
+SIZES = ('small', 'medium', 'large')
 BACKGROUNDS = ('white', 'gray', 'beige')
 NUMBERS = ('no', 'one', 'two', 'three', 'four', 'five')
 PLACES = (('in the top left', 'at the top', 'in the top right'),
@@ -25,7 +25,8 @@ _NOUNS_DE = {'circle': ('Kreis', 'm', 'Kreise', 'Kreisen'), 'square': ('Quadrat'
              'arrow': ('Pfeil', 'm', 'Pfeile', 'Pfeilen')}
 _STEMS_DE = {'red': 'rot', 'orange': 'orangefarben', 'yellow': 'gelb', 'green': 'grün', 'cyan': 'türkisfarben',
              'blue': 'blau', 'purple': 'violett', 'pink': 'rosafarben', 'black': 'schwarz', 'solid': 'einfarbig',
-             'striped': 'gestreift', 'dotted': 'gepunktet', 'checkered': 'kariert', 'small': 'klein', 'large': 'groß'}
+             'striped': 'gestreift', 'dotted': 'gepunktet', 'checkered': 'kariert', 'small': 'klein',
+             'medium': 'mittelgroß', 'large': 'groß'}
 _NUMBERS_DE = ('kein', 'ein', 'zwei', 'drei', 'vier', 'fünf')
 _PLACES_DE = (('oben links', 'oben', 'oben rechts'), ('links', 'in der Mitte', 'rechts'),
               ('unten links', 'unten', 'unten rechts'))
@@ -61,7 +62,7 @@ class Kind:
 
 @dataclass(frozen=True)
 class Group:
-    """`members`: numbers of the scene's objects that are of this kind; `place`: (row, column) in thirds of the image."""
+    """`members`: numbers of the scene's objects of this kind; `place`: (row, column) in thirds of the image."""
     kind: Kind
     members: tuple[int, ...]
     place: tuple[int, int] | None = None

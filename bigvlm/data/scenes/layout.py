@@ -8,9 +8,9 @@ import numpy as np
 from bigvlm.data.scenes import grammar
 from bigvlm.data.scenes.grammar import Group, Kind
 
-# Diameters as a fraction of the image. The gap between the two ranges keeps 'small' and 'large' unambiguous.
-DIAMETERS = {'small': (.27, .33), 'large': (.46, .56)}
-_LAYOUTS = (('single', .45), ('pair', .25), ('count', .15), ('mixed', .15))
+# Diameters as a fraction of the image. The gaps between the ranges keep the three words unambiguous.
+DIAMETERS = {'small': (.27, .33), 'medium': (.44, .54), 'large': (.66, .8)}
+_LAYOUTS = (('single', .5), ('pair', .25), ('count', .1), ('mixed', .15))
 _TRIES = 40
 
 
@@ -35,10 +35,10 @@ class Scene:
         return grammar.captions(self.groups, self.background, self.relation, language)
 
 
-def single(rng: np.random.Generator, combination: tuple[str, str, str], large: float = .7) -> Scene:
-    """A scene of one object of the given (shape, color, texture), large with probability `large`."""
-    kind = Kind(*combination, 'large' if rng.random() < large else 'small')
-    return _arrange(rng, [(kind, 1)])
+def single(rng: np.random.Generator, combination: tuple[str, str, str], size: str = '') -> Scene:
+    """A scene of one object of the given (shape, color, texture), of a size drawn here if none is given."""
+    size = size or grammar.SIZES[rng.choice(3, p=(.2, .3, .5))]
+    return _arrange(rng, [(Kind(*combination, size), 1)])
 
 
 def scene(rng: np.random.Generator, combinations: Sequence[tuple[str, str, str]] = grammar.SEEN) -> Scene:
@@ -48,24 +48,24 @@ def scene(rng: np.random.Generator, combinations: Sequence[tuple[str, str, str]]
     if layout == 'single':
         return single(rng, combinations[rng.integers(len(combinations))])
     if layout == 'count':
-        return _arrange(rng, [(_kinds(rng, combinations, 1, large=.15)[0], int(rng.integers(2, 6)))])
+        return _arrange(rng, [(_kinds(rng, combinations, 1, medium=.15)[0], int(rng.integers(2, 6)))])
     if layout == 'pair':
-        return _arrange(rng, [(kind, 1) for kind in _kinds(rng, combinations, 2, large=.5)])
+        return _arrange(rng, [(kind, 1) for kind in _kinds(rng, combinations, 2, medium=.5)])
     counts = [(1, 1, 1), (1, 1, 1, 1), (1, 2), (2, 1), (1, 3), (2, 2)][rng.integers(6)]
-    return _arrange(rng, list(zip(_kinds(rng, combinations, len(counts), large=.15), counts)))
+    return _arrange(rng, list(zip(_kinds(rng, combinations, len(counts), medium=.15), counts)))
 
 
-def _kinds(rng, combinations, count: int, large: float) -> list[Kind]:
+def _kinds(rng, combinations, count: int, medium: float) -> list[Kind]:
     """Kinds that differ in shape or colour, so that even the briefest caption tells them apart."""
     kinds = {}
     while len(kinds) < count:
         shape, color, texture = combinations[rng.integers(len(combinations))]
-        kinds.setdefault((shape, color), Kind(shape, color, texture, 'large' if rng.random() < large else 'small'))
+        kinds.setdefault((shape, color), Kind(shape, color, texture, 'medium' if rng.random() < medium else 'small'))
     return list(kinds.values())
 
 
 def _arrange(rng, wanted: Sequence[tuple[Kind, int]]) -> Scene:
-    """Place objects apart from each other; when they do not fit, the large ones become small."""
+    """Place objects apart from each other; when they do not fit, all become small."""
     kinds = [kind for kind, count in wanted for _ in range(count)]
     two_apart = len(wanted) > 1 and wanted[0][1] == wanted[1][1] == 1
     for attempt in range(2 * _TRIES):

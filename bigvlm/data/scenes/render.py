@@ -17,7 +17,7 @@ Contour = list[tuple[float, float]]
 
 
 def draw(scene: Scene, size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """`(image uint8 [size, size, 3], mask uint8 [size, size])`; mask: 0 is background, k the scene's k-th object, from 1."""
+    """`(image uint8 [size, size, 3], mask uint8 [size, size])`; in the mask 0 is ground, k the k-th object, from 1."""
     wide = size * _SUPERSAMPLING
     picture = Image.new('RGB', (wide, wide), _shade(rng, scene.background, 3))
     numbers = Image.new('L', (wide, wide), 0)
@@ -102,8 +102,9 @@ def _star() -> Contour:
 
 def _heart() -> Contour:
     # The well-known parametric heart, scaled into the unit circle.
-    return [(math.sin(a) ** 3, -(13 * math.cos(a) - 5 * math.cos(2 * a) - 2 * math.cos(3 * a) - math.cos(4 * a)) / 16 - .08)
-            for a in np.linspace(0, 2 * math.pi, 48, endpoint=False)]
+    def height(a):
+        return (13 * math.cos(a) - 5 * math.cos(2 * a) - 2 * math.cos(3 * a) - math.cos(4 * a)) / 16
+    return [(math.sin(a) ** 3, -height(a) - .08) for a in np.linspace(0, 2 * math.pi, 48, endpoint=False)]
 
 
 def _moon() -> Contour:

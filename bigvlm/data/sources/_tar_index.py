@@ -21,7 +21,7 @@ _MANY = 32  # tars to index, from which on progress is shown
 
 @dataclass(frozen=True)
 class TarIndex:
-    """Samples of one tar, in its order: `keys` [S], `places` int64 [S, 3 parts, 2] = (offset, size), (-1, -1) if absent.
+    """Samples of one tar, in its order: `keys` [S]; `places` int64 [S, 3 parts, 2]: offset and size, -1 if absent.
 
     `damage`: reason and name of what the tar has lost, or ('', '').
     """
@@ -33,8 +33,8 @@ class TarIndex:
 def indices(tars: Sequence[Path]) -> list[TarIndex]:
     """One index per tar. Those not in the cache are made by threads, with a progress bar if they are many."""
     with ThreadPoolExecutor(8) as pool:
-        return list(tqdm(pool.map(_index, tars), desc='tar index', total=len(tars), unit=' tars', disable=len(tars) < _MANY,
-                         mininterval=.1 if sys.stderr.isatty() else 10.))
+        return list(tqdm(pool.map(_index, tars), desc='tar index', total=len(tars), unit=' tars',
+                         disable=len(tars) < _MANY, mininterval=.1 if sys.stderr.isatty() else 10.))
 
 
 def _index(tar: Path) -> TarIndex:
@@ -61,13 +61,19 @@ def _scan(tar: Path) -> TarIndex:
             if kind in PARTS:
                 samples.setdefault(key, {}).setdefault(kind, (offset, size))
     except BadTar as bad:
-        cut, _ = _split(bad.member)
+        cut = _split(bad.member)[0] or _incomplete_end(samples)
         samples.pop(cut, None)  # only whole samples
         damage = (str(bad), f'{tar.name}:{cut}' if cut else tar.name)
     finally:
         os.close(file)
     places = [[sample.get(part, (-1, -1)) for part in PARTS] for sample in samples.values()]
     return TarIndex(np.array(list(samples), np.str_), np.array(places, np.int64).reshape(-1, len(PARTS), 2), damage)
+
+
+def _incomplete_end(samples: dict[str, dict]) -> str:
+    """The key of the last sample, if it lacks a part that the one before it has; else ''."""
+    last = list(samples)[-2:]
+    return last[1] if len(last) == 2 and samples[last[0]].keys() - samples[last[1]].keys() else ''
 
 
 def _split(name: str) -> tuple[str, str]:

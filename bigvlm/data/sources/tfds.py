@@ -31,14 +31,15 @@ class Tfds:
         self._fields = {key: path.split('.') for key, path in fields.items() if path}
         for key, path in self._fields.items():
             if path[0] not in features:
-                raise RecipeError(f'{key}: {dataset} has no feature {path[0]!r} (there are: {", ".join(features)}; "" for none)')
+                raise RecipeError(f'{key}: {dataset} has no feature {path[0]!r} '
+                                  f'(there are: {", ".join(features)}; "" for none)')
         raw = {key: tfds.decode.SkipDecoding() for key, feature in features.items()
                if isinstance(feature, tfds.features.Image)}
         try:
             self._rows = builder.as_data_source(split, decoders=raw)
         except NotImplementedError:
-            raise RecipeError(f'dataset: {dataset} at {builder.data_path} is stored as {builder.info.file_format.value}; prepare it '
-                              'with file_format="array_record"') from None
+            raise RecipeError(f'dataset: {dataset} at {builder.data_path} is a {builder.info.file_format.value}; '
+                              'prepare it with file_format="array_record"') from None
         except (ValueError, KeyError) as error:
             splits = ', '.join(builder.info.splits) or 'none'
             raise RecipeError(f'split: {dataset} has no split {split!r} (there are: {splits}): {error}') from None

@@ -19,7 +19,7 @@ _END = '</w>'
 class ClipBpe:
     """Texts to ids between start and end of text; `model` is bpe_simple_vocab_16e6.txt.gz, a path or an https URL.
 
-    The vocabulary: 256 bytes, 256 bytes that end a word, the merges, start of text, end of text: 49,408 for CLIP's file.
+    The vocabulary: 256 bytes, 256 bytes that end a word, the merges, start and end of text: 49,408 for CLIP's file.
     Padding is 0. A text that is too long is cut and keeps its end of text.
     """
 

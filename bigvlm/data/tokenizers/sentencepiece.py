@@ -21,8 +21,8 @@ class SentencePiece:
     """Texts to ids by the model at `model` (path or https URL, checked against `sha256`), or one trained here.
 
     `train_on` names a data set of the recipe whose captions train a model of at most `vocab` pieces, kept in the cache.
-    `bos`, `eos`: 'yes' or 'no'; eos may be 'sticky': then it also ends a text that is cut. `pad`: 'pad' or 'eos' fills up
-    to the length (SigLIP: eos='sticky', pad='eos'). `canonicalize` lowers the case and drops punctuation, `lower` only lowers.
+    `bos`, `eos`: 'yes' or 'no'; eos may be 'sticky': then it also ends a text that is cut. `pad`: 'pad' or 'eos' fills
+    up to the length (SigLIP: eos='sticky', pad='eos'). `lower` lowers the case, `canonicalize` drops punctuation too.
     """
 
     def __init__(self, model: str = '', sha256: str = '', train_on: str = '', vocab: int = 0, bos: str = 'no',
@@ -31,7 +31,8 @@ class SentencePiece:
         if bool(model) == bool(train_on):
             raise RecipeError('give either model (with sha256) or train_on (with vocab)')
         if bos not in ('yes', 'no') or eos not in _ENDS or pad not in ('pad', 'eos'):
-            raise RecipeError(f'bos is yes or no, eos one of {", ".join(_ENDS)}, pad is pad or eos; found {bos}, {eos}, {pad}')
+            raise RecipeError(f'bos is yes or no, eos one of {", ".join(_ENDS)}, pad is pad or eos; '
+                              f'found {bos}, {eos}, {pad}')
         if train_on and vocab < 8:
             raise RecipeError(f'vocab: the number of pieces to train, found {vocab}')
         self._lower, self._canonicalize = lower or canonicalize, canonicalize
@@ -42,7 +43,7 @@ class SentencePiece:
             raise RecipeError(f'model: {path} is no SentencePiece model ({error})') from None
         self._eos, self._bos = eos, self._special('bos', self._model.bos_id()) if bos == 'yes' else None
         self.eot_id = self._model.eos_id() if eos == 'no' else self._special('eos', self._model.eos_id())
-        self.pad_id = self._special('pad', self._model.pad_id()) if pad == 'pad' else self._special('eos', self._model.eos_id())
+        self.pad_id = self._special(pad, self._model.pad_id() if pad == 'pad' else self._model.eos_id())
         # A trained model may find fewer pieces than asked for; the embedding's size is what the recipe says.
         self.size = max(vocab, self._model.vocab_size())
 
@@ -81,7 +82,7 @@ class SentencePiece:
 def train(texts: Iterable[str], vocab: int, path: Path) -> None:
     """Train a byte-pair model of at most `vocab` pieces (pad 0, eos 1, unknown 2, no bos) and write it to `path`.
 
-    Byte-pair rather than unigram, which cuts the words of a small corpus to pieces: it sees little to gain from whole ones.
+    Byte-pair rather than unigram, which cuts the words of a small corpus to pieces: it gains little from whole ones.
     The same texts give the same file: one thread, no sampling. Raises RecipeError where there is no text.
     """
     texts = iter(texts)
@@ -90,8 +91,9 @@ def train(texts: Iterable[str], vocab: int, path: Path) -> None:
         raise RecipeError('no text to train a tokenizer on')
     with fresh(path) as part, open(part, 'wb') as file:
         spm.SentencePieceTrainer.train(
-            sentence_iterator=itertools.chain([first], texts), model_writer=file, model_type='bpe', vocab_size=vocab, hard_vocab_limit=False,
-            num_threads=1, pad_id=0, eos_id=1, unk_id=2, bos_id=-1, character_coverage=.9999, minloglevel=2)
+            sentence_iterator=itertools.chain([first], texts), model_writer=file, model_type='bpe', vocab_size=vocab,
+            hard_vocab_limit=False, num_threads=1, pad_id=0, eos_id=1, unk_id=2, bos_id=-1,
+            character_coverage=.9999, minloglevel=2)
 
 
 def _trained(corpus, vocab: int, clean: Callable[[str], str]) -> Path:
