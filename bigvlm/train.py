@@ -234,6 +234,7 @@ def train(run: Run, work: workdir.Workdir) -> None:
     writer.close()
     if first >= total:
         log.info('this run is complete (%d steps); nothing to do', total)
+    stop.restore()
     page.update(finished=not stop.asked)
 
 
@@ -266,12 +267,16 @@ class StopSignal:
 
     def __init__(self):
         self.asked = ''
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._ask)
+        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def restore(self) -> None:
+        """What these signals did before."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _ask(self, number, frame):
         if self.asked:
-            signal.signal(number, signal.SIG_DFL)
+            self.restore()
             signal.raise_signal(number)
         self.asked = signal.Signals(number).name
         log.warning('%s: saving after this step', self.asked)

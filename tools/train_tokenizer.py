@@ -8,7 +8,9 @@ It prints what to write into a recipe. (A recipe can also train one at first use
 import hashlib
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
@@ -19,7 +21,6 @@ from bigvlm.core.parts import RecipeError  # noqa: E402
 from bigvlm.data.pipeline import Corpus  # noqa: E402
 from bigvlm.data.tokenizers import sentencepiece  # noqa: E402
 
-_CONFIG = recipe.flag()
 _DATA = flags.DEFINE_string('data', 'train', "Which of the recipe's data sets.")
 _FILES = flags.DEFINE_multi_string('files', [], 'Instead of a recipe: a glob of webdataset tars; may be repeated.')
 _VOCAB = flags.DEFINE_integer('vocab', 8000, 'The number of pieces, at most.', lower_bound=8)
@@ -27,10 +28,10 @@ _OUT = flags.DEFINE_string('out', None, 'Where to write the model.')
 _LOWER = flags.DEFINE_bool('lower', False, 'Lower-case the captions; the recipe must then say lower=True too.')
 
 
-def main(argv: list[str]) -> None:
-    if bool(_CONFIG.value) == bool(_FILES.value):
+def main(config: Mapping[str, Any] | None) -> None:
+    if bool(config) == bool(_FILES.value):
         raise RecipeError('give either --config or --files')
-    data, name = ((_CONFIG.value.data, _DATA.value) if _CONFIG.value else
+    data, name = ((config['data'], _DATA.value) if config else
                   ({'files': {'source': {'name': 'webdataset', 'files': tuple(_FILES.value), 'require': ()}}}, 'files'))
     out = Path(_OUT.value)
     if not out.parent.is_dir():
@@ -42,4 +43,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-    recipe.run(main, required=('out',))
+    flags.mark_flag_as_required('out')
+    recipe.run(main, config_required=False)
