@@ -84,7 +84,7 @@ def example(config: SceneConfig, split: str, index: int, taken: set[str]) -> dic
         label, scene = -1, layout.scene(rng)
     first = 0
     if split == 'val':  # only the two detailed captions, which no other validation image has
-        first = 2
+        first = -2
         while taken & (captions := {c.text for c in scene.captions()[first:]}):
             scene = layout.scene(rng)
         taken |= captions

@@ -120,25 +120,26 @@ def _listed(groups: Sequence[Group], phrase, joint: str, place, opening: str = '
 
 
 def captions(groups: Sequence[Group], background: str, relation: str = '', language: str = 'en') -> list[Caption]:
-    """What can be said of a scene, from brief to detailed; the last two are the detailed ones.
+    """What can be said of a scene, from brief to detailed: shapes, with textures, with colours too, and twice everything.
+
+    Captions that leave colour out keep a model from getting by on colour, which is the easiest to see.
 
     `relation` ('' for none) holds between the first two groups; `language` is 'en' or 'de'.
     """
     in_german = language == 'de'
     phrase, joint, places = (german, 'und', _PLACES_DE) if in_german else (english, 'and', PLACES)
     ground = f'auf {_BACKGROUNDS_DE[background]} Hintergrund' if in_german else f'on a {background} background'
-    look, full = ('color', 'texture'), ('size', 'color', 'texture')
-    brief = _listed(groups, lambda g: phrase(g, ('color',)), joint, None)
-    plain = _listed(groups, lambda g: phrase(g, look), joint, None)
+    full = ('size', 'color', 'texture')
+    plain = [_listed(groups, lambda g, f=fields: phrase(g, f), joint, None) for fields in ((), full[2:], full[1:])]
     placed = _listed(groups, lambda g: phrase(g, full), joint, places).say(ground)
     if not relation:
         one = len(groups[0].members) == 1
         opening = ('hier ist' if one else 'hier sind') if in_german else ('there is' if one else 'there are')
-        return [brief, plain, placed, _listed(groups, lambda g: phrase(g, full), joint, places, opening)]
+        return [*plain, placed, _listed(groups, lambda g: phrase(g, full), joint, places, opening)]
     first, second, *rest = groups
     related = Caption().say(phrase(first, full), first.members)
     related.say(_RELATIONS_DE[relation] if in_german else relation)
     related.say(german(second, full, dative=True) if in_german else english(second, full), second.members)
     for group in rest:
         related.say(joint).say(phrase(group, full), group.members)
-    return [brief, plain, placed, related]
+    return [*plain, placed, related]
