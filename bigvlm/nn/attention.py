@@ -13,15 +13,25 @@ from flax import linen as nn
 from bigvlm.core.parts import RecipeError
 
 
+IMPLEMENTATIONS = ('auto', 'xla', 'cudnn')
+
+
+def _cudnn_can(query_BTNH, key_BSNH, masked: bool) -> bool:
+    """What cuDNN's flash attention takes, in training too, on every GPU that has it."""
+    head, lengths = query_BTNH.shape[-1], (query_BTNH.shape[1], key_BSNH.shape[1])
+    half = query_BTNH.dtype in (jnp.bfloat16, jnp.float16)
+    return half and head % 8 == 0 and head <= 128 and not (masked and any(n % 2 for n in lengths))
+
+
 def attend(query_BTNH, key_BSNH, value_BSNH, *, mask_BS=None, causal: bool = False, implementation: str = 'auto'):
     """Scaled dot-product attention -> [B, T, N, H]; the softmax is float32.
 
-    ``implementation``: 'xla', 'cudnn' or 'auto' (cuDNN for half precision on a GPU, else XLA).
+    ``implementation``: 'xla', 'cudnn' or 'auto' (cuDNN on a GPU where it can, else XLA).
     ``mask_BS``: True where a key may be attended to.
     """
     if implementation == 'auto':
-        half = query_BTNH.dtype in (jnp.bfloat16, jnp.float16)
-        implementation = 'cudnn' if jax.default_backend() == 'gpu' and half and query_BTNH.shape[-1] % 8 == 0 else 'xla'
+        cudnn = jax.default_backend() == 'gpu' and _cudnn_can(query_BTNH, key_BSNH, mask_BS is not None)
+        implementation = 'cudnn' if cudnn else 'xla'
     mask = None if mask_BS is None else mask_BS[:, None, None, :]
     return jax.nn.dot_product_attention(query_BTNH, key_BSNH, value_BSNH, mask=mask, is_causal=causal,
                                         implementation=implementation)

@@ -13,7 +13,7 @@ from flax import linen as nn
 
 from bigvlm.core import layout, mesh
 from bigvlm.core.parts import RecipeError
-from bigvlm.nn.attention import Attention
+from bigvlm.nn.attention import IMPLEMENTATIONS, Attention
 from bigvlm.nn.random import drop_path, dropout
 
 ACTIVATIONS: dict[str, Callable] = {
@@ -22,6 +22,9 @@ ACTIVATIONS: dict[str, Callable] = {
     'quick_gelu': lambda x: x * jax.nn.sigmoid(1.702 * x),  # OpenAI's CLIP
     'relu': jax.nn.relu,
 }
+
+# Of jax.checkpoint_policies, those that need no arguments.
+POLICIES = ('nothing_saveable', 'dots_with_no_batch_dims_saveable', 'dots_saveable', 'everything_saveable')
 
 # Initializers of (query/key/value, attention output, MLP in, MLP out) by width and depth.
 INITS: dict[str, Callable] = {
@@ -42,13 +45,22 @@ def choose(table: dict[str, Any], key: str, field: str) -> Any:
 
 def remat_policy(name: str):
     """'none', 'full', or a policy of ``jax.checkpoint_policies`` -> (rematerialise at all, policy)."""
+    choose(dict.fromkeys(('none', 'full', *POLICIES)), name, 'remat')
     if name in ('none', 'full'):
         return name == 'full', None
-    policy = getattr(jax.checkpoint_policies, name, None)
-    if policy is None:
-        valid = ['none', 'full', *(n for n in vars(jax.checkpoint_policies) if not n.startswith('_'))]
-        raise RecipeError(f'remat: unknown policy {name!r} (valid: {", ".join(valid)})')
-    return True, policy
+    return True, getattr(jax.checkpoint_policies, name)
+
+
+def check(tower: nn.Module) -> None:
+    """Raises RecipeError for fields of a tower that its transformer could not use; needs no device."""
+    choose(ACTIVATIONS, tower.activation, 'activation')
+    choose(INITS, tower.init_scheme, 'init_scheme')
+    choose(dict.fromkeys(IMPLEMENTATIONS), tower.attention, 'attention')
+    choose(dict.fromkeys(('bfloat16', 'float16', 'float32', 'float64')), tower.dtype, 'dtype')
+    remat_policy(tower.remat)
+    for field in ('dropout', 'drop_path'):
+        if not 0. <= getattr(tower, field) < 1.:
+            raise RecipeError(f'{field}: {getattr(tower, field)} is not in [0, 1)')
 
 
 class Mlp(nn.Module):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from bigvlm.core.parts import RecipeError
+from bigvlm.nn import transformer
 from bigvlm.nn.encoded import Encoded
 from bigvlm.nn.random import EMBED_PLACE, dropout
 from bigvlm.nn.transformer import Transformer, choose, used
@@ -60,6 +61,11 @@ class Text(nn.Module):
         if width % heads:
             raise RecipeError(f'heads: {heads} heads do not divide the width {width}')
         choose(dict.fromkeys(('eot', 'last', 'first', 'max', 'mean')), self.pool, 'pool')
+        if self.pool == 'eot' and not 0 <= self.eot_id < self.vocab:
+            raise RecipeError(f'eot_id: {self.eot_id} is not a token of a vocabulary of {self.vocab}')
+        if self.length < 1:
+            raise RecipeError(f'length: {self.length} positions hold no text')
+        transformer.check(self)
 
     def example(self) -> tuple[tuple[int, ...], str]:
         """(shape, dtype) of one input, for compiling without data."""

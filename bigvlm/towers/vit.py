@@ -10,7 +10,7 @@ from einops import rearrange, repeat
 from flax import linen as nn
 
 from bigvlm.core.parts import RecipeError
-from bigvlm.nn import positions
+from bigvlm.nn import positions, transformer
 from bigvlm.nn.attention import Attention
 from bigvlm.nn.encoded import Encoded
 from bigvlm.nn.random import EMBED_PLACE, dropout, patch_dropout
@@ -30,12 +30,13 @@ class MapHead(nn.Module):
     hidden: int
     norm_eps: float
     dtype: Any
+    implementation: str = 'auto'
 
     @nn.compact
     def __call__(self, x_BLW):
         probe = self.param('probe', nn.initializers.xavier_uniform(), (1, 1, x_BLW.shape[-1]))
         probe_B1W = repeat(probe.astype(self.dtype), '1 1 w -> b 1 w', b=x_BLW.shape[0])
-        pooled_B1W = Attention(self.heads, dtype=self.dtype, name='attention')(probe_B1W, x_BLW)
+        pooled_B1W = Attention(self.heads, dtype=self.dtype, implementation=self.implementation, name='attention')(probe_B1W, x_BLW)
         hidden_B1W = nn.LayerNorm(epsilon=self.norm_eps, dtype=self.dtype, name='norm')(pooled_B1W)
         return (pooled_B1W + Mlp(self.hidden, dtype=self.dtype, name='mlp')(hidden_B1W))[:, 0]
 
@@ -93,12 +94,17 @@ class ViT(nn.Module):
         width, _, _, heads = self.dims()
         if width % heads:
             raise RecipeError(f'heads: {heads} heads do not divide the width {width}')
-        if self.image % self.patch:
+        if self.patch < 1 or self.image < 1 or self.image % self.patch:
             raise RecipeError(f'image: a side of {self.image} is not a multiple of the patch side {self.patch}')
         choose(dict.fromkeys(('cls', 'gap', 'map')), self.pool, 'pool')
         choose(dict.fromkeys(('learned', 'sincos2d')), self.position, 'position')
+        if self.position == 'sincos2d':
+            positions.check_sincos2d(width)
         if not 0. <= self.patch_dropout < 1.:
             raise RecipeError(f'patch_dropout: {self.patch_dropout} is not in [0, 1)')
+        if len(self.mean) != len(self.std) or 0. in self.std:
+            raise RecipeError(f'std: {self.std} must be one number other than 0 per colour of mean, {self.mean}')
+        transformer.check(self)
 
     def example(self) -> tuple[tuple[int, ...], str]:
         """(shape, dtype) of one input, for compiling without data."""
@@ -153,4 +159,4 @@ class ViT(nn.Module):
             return x_BLW[:, 0]
         if self.pool == 'gap':
             return x_BLW.astype(jnp.float32).mean(axis=1).astype(dtype)
-        return used(MapHead, self, 'map', dtype)(heads, hidden, self.norm_eps, dtype, name='map')(x_BLW)
+        return used(MapHead, self, 'map', dtype)(heads, hidden, self.norm_eps, dtype, self.attention, name='map')(x_BLW)

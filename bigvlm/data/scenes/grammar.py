@@ -120,9 +120,7 @@ def _listed(groups: Sequence[Group], phrase, joint: str, place, opening: str = '
 
 
 def captions(groups: Sequence[Group], background: str, relation: str = '', language: str = 'en') -> list[Caption]:
-    """What can be said of a scene, from brief to detailed: shapes, with textures, with colours too, and twice everything.
-
-    Captions that leave colour out keep a model from getting by on colour, which is the easiest to see.
+    """What can be said of a scene, from brief to detailed; the last two are the detailed ones.
 
     `relation` ('' for none) holds between the first two groups; `language` is 'en' or 'de'.
     """
@@ -130,7 +128,7 @@ def captions(groups: Sequence[Group], background: str, relation: str = '', langu
     phrase, joint, places = (german, 'und', _PLACES_DE) if in_german else (english, 'and', PLACES)
     ground = f'auf {_BACKGROUNDS_DE[background]} Hintergrund' if in_german else f'on a {background} background'
     full = ('size', 'color', 'texture')
-    plain = [_listed(groups, lambda g, f=fields: phrase(g, f), joint, None) for fields in ((), full[2:], full[1:])]
+    plain = [_listed(groups, lambda g, f=fields: phrase(g, f), joint, None) for fields in (full[1:2], full[1:])]
     placed = _listed(groups, lambda g: phrase(g, full), joint, places).say(ground)
     if not relation:
         one = len(groups[0].members) == 1

@@ -56,11 +56,11 @@ def scene(rng: np.random.Generator, combinations: Sequence[tuple[str, str, str]]
 
 
 def _kinds(rng, combinations, count: int, medium: float) -> list[Kind]:
-    """Kinds of different shapes, so that even the briefest caption tells them apart."""
+    """Kinds that differ in shape or colour, so that even the briefest caption tells them apart."""
     kinds = {}
     while len(kinds) < count:
         shape, color, texture = combinations[rng.integers(len(combinations))]
-        kinds.setdefault(shape, Kind(shape, color, texture, 'medium' if rng.random() < medium else 'small'))
+        kinds.setdefault((shape, color), Kind(shape, color, texture, 'medium' if rng.random() < medium else 'small'))
     return list(kinds.values())
 
 
