@@ -13,9 +13,9 @@ setup(
         'absl-py',
         'array-record',
         'einops',
-        'etils[epath]',
         'flax>=0.12',
         'ftfy',
+        'importlib_resources',  # tensorflow-datasets imports it and does not declare it
         'jax>=0.10',
         'ml_collections>=1.0',
         'numpy',
@@ -23,10 +23,11 @@ setup(
         'orbax-checkpoint>=0.11.20',
         'pillow',
         'regex',
-        'rich',
+        'scipy',
         'sentencepiece',
         'simplejpeg',
         'tensorflow-datasets>=4.9.9',
+        'tqdm',
     ],
     extras_require={
         'cuda': ['jax[cuda12]'],

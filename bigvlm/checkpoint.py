@@ -178,8 +178,8 @@ class Checkpoints:
             except Exception as e:
                 reason = f'{type(e).__name__}: {str(e).strip()}'.split('\n')[0][:300]
                 log.warning('checkpoint %s cannot be read: %s', self.directory / str(candidate), reason)
-        tried = f'step {step}' if step is not None else f'none of the steps {steps}'
-        raise CheckpointError(f'{self.directory}: {tried} can be read; the last reason: {reason}')
+        tried = f'step {step} cannot' if step is not None else f'none of the steps {steps} can'
+        raise CheckpointError(f'{self.directory}: {tried} be read; the last reason: {reason}')
 
     def _about(self, step: int) -> dict[str, Any]:
         return self._manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore())).about

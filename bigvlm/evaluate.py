@@ -19,7 +19,7 @@ from bigvlm import model as model_lib, recipe
 from bigvlm.core import durations, layout as layout_lib, parts
 from bigvlm.core.parts import RecipeError
 from bigvlm.data import pipeline
-from bigvlm.evals.embedder import Embedder
+from bigvlm.evals.embed import Embedder
 
 log = logging.getLogger('bigvlm.evaluate')
 
@@ -48,7 +48,7 @@ class Evaluators:
     """The recipe's evaluators, built and checked before any device is touched."""
 
     def __init__(self, config: Mapping[str, Any], model: model_lib.Model, datasets: Datasets, tokenizers: Mapping[str, Any]):
-        self.model, self.specs, self.built, self._jitted = model, config['evals'], {}, {}
+        self.model, self.specs, self.datasets, self.built, self._jitted = model, config['evals'], datasets, {}, {}
         for name, spec in self.specs.items():
             where, fields = f'evals.{name}', {k: v for k, v in spec.items() if k not in _OURS}
             objective = spec.get('objective', next(iter(model.objectives)))
@@ -57,6 +57,27 @@ class Evaluators:
             if not hasattr(model.objectives[objective](), 'embed'):
                 raise RecipeError(f'{where}.objective: {objective!r} has no embeddings to evaluate')
             self.built[name] = objective, parts.build('bigvlm.evals', fields, where, datasets=datasets, tokenizers=tokenizers)
+
+    def check(self, params: Any, collections: Any, units: Mapping[str, Any]) -> None:
+        """Raises RecipeError for what would only be found when an evaluator runs: its cadence, data, tokenizer, text length."""
+        for name, (objective, evaluator) in self.built.items():
+            where = f'evals.{name}'
+            if self.specs[name].get('every', 'end') not in ('start', 'end'):
+                durations.steps(self.specs[name]['every'], what=f'{where}.every', **units)
+            for field in getattr(evaluator, 'reads', ()):
+                dataset = getattr(evaluator, field)
+                if dataset and dataset not in self.datasets.specs:
+                    raise RecipeError(f'{where}.{field}: there is no dataset {dataset!r} (there are: {", ".join(self.datasets.specs)})')
+            if hasattr(evaluator, 'tokenizer') and hasattr(evaluator, 'length'):
+                if evaluator.tokenizer not in self.datasets.tokenizers:
+                    raise RecipeError(f'{where}.tokenizer: there is no tokenizer {evaluator.tokenizer!r} '
+                                      f'(there are: {", ".join(self.datasets.tokenizers)})')
+                text = {self.model.objectives[objective]().text: jax.ShapeDtypeStruct((2, evaluator.length), 'int32')}
+                try:
+                    jax.eval_shape(lambda p, c, b, o=objective: self.model.apply({'params': p, **c}, b, o, method='embed'),
+                                   params, collections, text)
+                except RecipeError as e:
+                    raise RecipeError(f'{where}.length: {e}') from None
 
     def due(self, *, step: int, final: bool, **units: Any) -> list[str]:
         """Which are to run at ``step``: 'start' ones at 0, 'end' ones at the end, others at their cadence and at the end."""
@@ -118,7 +139,10 @@ def main(config):
     run = train.prepare(config)
     checkpoints = checkpoint.Checkpoints(os.path.join(workdir, 'checkpoints'), read_only=True)
     with jax.set_mesh(run.mesh):
-        state, _, step = checkpoints.restore(train.abstract_on_mesh(run), flags.FLAGS.step)
+        try:
+            state, _, step = checkpoints.restore(train.abstract_on_mesh(run), flags.FLAGS.step)
+        except checkpoint.CheckpointError as e:
+            raise RecipeError(f'--workdir: {e}') from None
         found = {}
         for name, value in run.evaluators.run(list(run.evaluators.built), train.evaluated_params(run, state), state.collections,
                                               run.mesh, run.stored):

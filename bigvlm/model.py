@@ -34,7 +34,10 @@ class Encode:
             keys_B = None
             if self.train and self.key is not None:
                 keys_B = example_keys(self.key, self.batch['id'], zlib.crc32(key.encode()))
-            self.memo[asked] = getattr(self.model, tower)(look_up(self.batch, key), keys_B=keys_B, train=self.train, **options)
+            try:
+                self.memo[asked] = getattr(self.model, tower)(look_up(self.batch, key), keys_B=keys_B, train=self.train, **options)
+            except RecipeError as e:  # the tower named its field; the recipe's key is known here
+                raise RecipeError(f'towers.{tower}.{e}' if str(e).split(':')[0] in vars(self.model.towers[tower]()) else str(e)) from None
         return self.memo[asked]
 
 

@@ -85,9 +85,15 @@ def check(config: Mapping[str, Any]) -> None:
             raise RecipeError(f'{key}: must be a positive integer, not {config[key]!r}')
     if config['batch'] % config['micro']:
         raise RecipeError(f'micro: {config["micro"]} micro-batches do not divide the batch of {config["batch"]}')
+    if not isinstance(config['seed'], int) or not 0 <= config['seed'] < 2 ** 32:
+        raise RecipeError(f'seed: must be an integer from 0 to 2**32 - 1, not {config["seed"]!r}')
     for kind, spec in config['kinds'].items():
-        if set(spec) - {'data', 'weight'} or spec['data'] not in config['data']:
-            raise RecipeError(f'kinds.{kind}: needs data, one of {", ".join(config["data"]) or "(no data)"}, and an integer weight')
+        if set(spec) != {'data', 'weight'} or spec['data'] not in config['data']:
+            raise RecipeError(f'kinds.{kind}: needs data, one of {", ".join(config["data"]) or "(no data)"}, and a whole-number '
+                              f'weight; found {dict(spec)}')
+    for name, spec in config['objectives'].items():
+        if spec.get('teacher') and spec['teacher'] not in config['ema']:
+            raise RecipeError(f'objectives.{name}.teacher: no EMA {spec["teacher"]!r} (ema has: {", ".join(config["ema"]) or "none"})')
     if config['eval_params'] and config['eval_params'] not in config['ema']:
         raise RecipeError(f'eval_params: no EMA {config["eval_params"]!r} (ema has: {", ".join(config["ema"]) or "none"})')
     if len(config['profile']) not in (0, 2):
@@ -139,6 +145,12 @@ def complete(config: ConfigDict) -> ConfigDict:
             for key, parameter in parts.fields(part).items():
                 if key not in spec and key not in parts.GIVEN and parameter.default is not parameter.empty:
                     spec[key] = parts.freeze(parameter.default)
+        for spec in config.data.values():
+            for key, value in (('max_bad', .01), ('number', 0)):
+                spec[key] = spec.get(key, value)
+        for spec in config.evals.values():
+            for key, value in (('every', 'end'), ('objective', next(iter(config.objectives), '')), ('batch', 64)):
+                spec[key] = spec.get(key, value)
         optim.complete(config.optim)
     return config
 
@@ -261,6 +273,8 @@ def _take_config(argv: Sequence[str]) -> tuple[str | None, list[tuple[str, str]]
             rest.append(argument)
             continue
         value = value if equals else next(arguments, '')
+        if not value or value.startswith('--'):
+            raise RecipeError(f'{key}: a value is missing')
         if key == '--config':
             spec = value
         else:

@@ -46,6 +46,8 @@ def expected_shapes(model: Model, kind: str) -> dict[str, tuple[tuple[int, ...],
                 shapes[key] = model.towers[tower]().example()
         if getattr(objective, 'target', '') == 'labels':
             shapes['label'] = ((), 'int32')
+        if hasattr(objective, 'example'):  # keys that no tower reads
+            shapes |= objective.example()
     return shapes
 
 

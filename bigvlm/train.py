@@ -9,6 +9,7 @@ import dataclasses
 import logging
 import math
 import os
+import re
 import signal
 import sys
 import time
@@ -70,6 +71,8 @@ def prepare(config: Mapping[str, Any]) -> Run:
     optimizer = optim.build(config['optim'], params=params, **units)
     optim.clamp(dict.fromkeys(paths.flatten(params), np.zeros(())), config['clamp'])  # its rules match something
     evaluators = Evaluators(config, model, datasets, tokenizers)
+    evaluators.check(params, collections, units)
+    intervals(config, units)
 
     mesh = mesh_lib.make_mesh(config['mesh'])
     recipe.check_mesh(config, mesh_lib.batch_shards(mesh))
@@ -77,6 +80,11 @@ def prepare(config: Mapping[str, Any]) -> Run:
     abstract = jax.eval_shape(initializer(model, optimizer, shapes, config['ema']), np.uint32(0))
     return Run(config, model, datasets, tokenizers, evaluators, kinds, shapes, optimizer, total_steps, units, mesh, stored,
                abstract, shardings(abstract, stored, mesh))
+
+
+def intervals(config: Mapping[str, Any], units: Mapping[str, Any]) -> dict[str, int]:
+    """How many steps lie between log lines, and between checkpoints."""
+    return {key: max(1, durations.steps(config[key]['every'], what=f'{key}.every', **units)) for key in ('log', 'checkpoint')}
 
 
 def example_shapes(dataset: pipeline.Dataset) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -97,7 +105,7 @@ def check_tokens(model: model_lib.Model, tokenizers: Mapping[str, Any], config: 
         tokenizer = tokenizers[key]
         if tokenizer.size > tower.vocab:
             raise RecipeError(f'towers.{name}.vocab: {tower.vocab} is less than the {tokenizer.size} ids of tokenizers.{key}')
-        if tower.pool == 'eot' and tower.eot_id != tokenizer.eot_id:
+        if getattr(tower, 'pool', '') == 'eot' and tower.eot_id != tokenizer.eot_id:
             raise RecipeError(f'towers.{name}.eot_id: {tower.eot_id}, but tokenizers.{key} ends texts with {tokenizer.eot_id}')
 
 
@@ -140,17 +148,16 @@ def train(run: Run, work: workdir.Workdir) -> None:
     config, total = run.config, run.total_steps
     writer = metrics_lib.Writer(work.path, **{k: config['log'][k] for k in ('tensorboard', 'wandb')}, config=config)
     checkpoints = checkpoint.Checkpoints(os.path.join(work.path, 'checkpoints'), config['checkpoint']['keep'], config['checkpoint']['keep_every'])
-    every = {key: durations.steps(value, what=f'{key}.every', **run.units) for key, value in
-             (('log', config['log']['every']), ('checkpoint', config['checkpoint']['every']))}
-    every = {key: max(1, n) for key, n in every.items()}
+    every = intervals(config, run.units)
 
     # Initialise on the devices, each parameter where it is stored; or restore into the same layout.
-    first = checkpoints.latest()
-    if first is None:
+    first, positions = 0, dict.fromkeys(config['kinds'], 0)
+    if checkpoints.latest() is None:
         state = jax.jit(initializer(run.model, run.optimizer, run.shapes, config['ema']), out_shardings=run.shardings)(np.uint32(config['seed']))
-        first = 0
     else:
         state, extra, first = checkpoints.restore(abstract_on_mesh(run))
+        check_data(run, extra['data'])
+        positions = extra['positions']
         log.info('resumed from step %d (%d examples seen)', first, extra['examples_seen'])
     writer.resume(first)
 
@@ -162,7 +169,7 @@ def train(run: Run, work: workdir.Workdir) -> None:
     peak = peak_flops(run.mesh.devices.flat[0].device_kind)
     progress = Progress(total, config['batch'], peak * run.mesh.size if peak else None)
 
-    streams = open_streams(run, first)
+    streams = open_streams(run, positions)
     stop, page = StopSignal(), Report(run, work)
     recent: list[tuple[int, Any, np.ndarray]] = []  # (step, metrics on the device, example ids), not yet looked at
     saved = first
@@ -170,7 +177,8 @@ def train(run: Run, work: workdir.Workdir) -> None:
     def save(step: int) -> None:
         nonlocal saved
         look(recent, saved)  # what is not finite is not saved
-        checkpoints.save(step, state, {'examples_seen': step * config['batch']})
+        positions = {kind: stream.position for kind, stream in streams.items()}
+        checkpoints.save(step, state, {'examples_seen': sum(positions.values()), 'positions': positions, 'data': fingerprints(run)})
         saved = step
 
     def evaluate(step: int, final: bool = False) -> None:
@@ -235,17 +243,33 @@ def train(run: Run, work: workdir.Workdir) -> None:
     if first >= total:
         log.info('this run is complete (%d steps); nothing to do', total)
     stop.restore()
-    page.update(finished=not stop.asked)
+    if stop.asked:
+        work.note(status='stopped')
+    else:
+        work.finish()
+    page.update()
 
 
-def open_streams(run: Run, first: int) -> dict[str, pipeline.Stream]:
-    """This process's batches of every kind, from where ``first`` steps left them."""
+def fingerprints(run: Run) -> dict[str, str]:
+    return {kind: run.datasets(spec['data']).fingerprint for kind, spec in run.config['kinds'].items()}
+
+
+def check_data(run: Run, saved: Mapping[str, str]) -> None:
+    """A position means nothing in other data: a resume on changed data is refused unless ``resume.allow`` matches 'data'."""
+    for kind, fingerprint in fingerprints(run).items():
+        if saved.get(kind) != fingerprint and not any(re.fullmatch(rule, 'data') for rule in run.config['resume']['allow']):
+            raise RecipeError(f'data.{run.config["kinds"][kind]["data"]}: its source is not what it was when the checkpoint was saved; '
+                              "give the old data, or resume.allow=('data',) to go on with these")
+
+
+def open_streams(run: Run, positions: Mapping[str, int]) -> dict[str, pipeline.Stream]:
+    """This process's batches of every kind, from ``positions``: examples of each kind seen so far."""
     config = run.config
     rows = mesh_lib.process_rows(run.mesh, config['batch'])
     workers = config['loader']['workers'] or os.cpu_count()
-    return {kind: pipeline.Stream(run.datasets(config['kinds'][kind]['data']), config['batch'], count * config['batch'], rows,
-                                  workers, config['loader']['prefetch'])
-            for kind, count in run.kinds.batches_before(first).items()}
+    return {kind: pipeline.Stream(run.datasets(spec['data']), config['batch'], positions.get(kind, 0), rows, workers,
+                                  config['loader']['prefetch'])
+            for kind, spec in config['kinds'].items()}
 
 
 def look(recent: list[tuple[int, Any, np.ndarray]], saved: int) -> dict[str, float]:
@@ -288,12 +312,10 @@ class Report:
     def __init__(self, run: Run, work: workdir.Workdir, seconds: float = 30.):
         self.run, self.work, self.seconds, self.written = run, work, seconds, -math.inf
 
-    def update(self, now: bool = True, finished: bool = False) -> None:
+    def update(self, now: bool = True) -> None:
         if jax.process_index() != 0 or not now and time.monotonic() - self.written < self.seconds:
             return
         self.work.write_json('lost.json', self.run.datasets.lost())
-        if finished:
-            self.work.finish()
         try:
             report.write(self.work.path)
         except Exception:  # noqa: BLE001  a picture is not worth a run
@@ -315,8 +337,13 @@ def main(config):
         work.note(total_steps=run.total_steps, recipe=recipe.name(sys.argv))
         work.describe_devices([d.device_kind for d in run.mesh.devices.flat])
         log.info('prepared in %.1f s', time.perf_counter() - began)
-        with jax.set_mesh(run.mesh):
-            train(run, work)
+        try:
+            with jax.set_mesh(run.mesh):
+                train(run, work)
+        except Exception as e:
+            work.note(status='failed', error=f'{type(e).__name__}: {e}')
+            Report(run, work).update()
+            raise
         log.info('report: %s', os.path.join(work.path, 'report.html'))
 
 

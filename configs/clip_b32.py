@@ -23,7 +23,7 @@ def get_config(arg=None):
     c.batch, c.steps = arg.batch, '32 epochs'
     c.mesh = dict(replica=1, data=-1, fsdp=1, tensor=1)
     clip = dict(activation='quick_gelu', norm_eps=1e-5, init_scheme='clip', out_dim=512, out_bias=False, remat='full')
-    c.tokenizers = dict(text=dict(name='clip_bpe', vocab=arg.tokenizer))
+    c.tokenizers = dict(text=dict(name='clip_bpe', model=arg.tokenizer))
     c.towers = dict(
         image=dict(name='vit', size='B', patch=arg.patch, image=arg.image, pool='cls', pre_norm=True, patch_bias=False,
                    mean=(.48145466, .4578275, .40821073), std=(.26862954, .26130258, .27577711), **clip),

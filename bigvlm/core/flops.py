@@ -33,8 +33,8 @@ def _equation(eqn) -> int:
     if name == 'scan':
         times = params['length']
     elif name == 'shard_map':
-        mesh = params['mesh']
-        times = math.prod(mesh.shape[a] for a in params.get('manual_axes', mesh.axis_names))
+        # Only over the axes it takes in hand: on the others its body is still written for the whole array.
+        times = math.prod(params['mesh'].shape[a] for a in params['newly_manual_axes'])
     if name == 'cond':
         return max(_jaxpr(branch.jaxpr) for branch in params['branches'])
     return times * sum(_jaxpr(inner) for inner in _inner(params))

@@ -31,9 +31,3 @@ class Kinds:
         """The kind of this step's batch."""
         cycle, place = divmod(step, len(self._slots))
         return self._cycle(cycle)[place]
-
-    def batches_before(self, step: int) -> dict[str, int]:
-        """How many batches of each kind the steps before this one took: where each kind's stream stands."""
-        cycle, place = divmod(step, len(self._slots))
-        begun = self._cycle(cycle)[:place]
-        return {kind: cycle * weight + begun.count(kind) for kind, weight in self.weights.items()}

@@ -60,8 +60,9 @@ def match(rules: Iterable[Sequence[Any]], names: Iterable[str], *, what: str, co
     compiled = []
     for rule in rules:
         try:
-            compiled.append((re.compile(rule[0]), rule[1] if len(rule) == 2 else tuple(rule[1:])))
-        except (re.error, TypeError) as e:
+            regex, *values = rule if isinstance(rule, (tuple, list)) else ()
+            compiled.append((re.compile(regex), values[0] if len(values) == 1 else tuple(values)))
+        except (re.error, TypeError, ValueError) as e:
             raise RecipeError(f'{what}: {rule!r} is not a (regex, value) rule: {e}') from None
     found = {}
     for name in names:

@@ -45,6 +45,8 @@ class NearestCaption:
     examples: int = 6
     datasets: Callable
 
+    reads = ('train', 'zero_shot', 'retrieval')  # fields that name datasets
+
     def __post_init__(self):
         if not self.zero_shot and not self.retrieval:
             raise RecipeError('zero_shot, retrieval: both are empty; name the dataset of at least one')

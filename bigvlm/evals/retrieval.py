@@ -38,6 +38,8 @@ class Retrieval:
     datasets: Callable
     tokenizers: Mapping
 
+    reads = ('data',)  # fields that name datasets
+
     def __post_init__(self):
         if not self.ks or any(not isinstance(k, int) or k < 1 for k in self.ks):
             raise RecipeError(f'ks: found {self.ks}; valid: a tuple of positive integers, such as (1, 5, 10)')

@@ -37,6 +37,8 @@ class ZeroShot:
     datasets: Callable
     tokenizers: Mapping
 
+    reads = ('data',)  # fields that name datasets
+
     def __post_init__(self):
         self._templates = prompts.templates(self.templates)
         self._classes = prompts.lines(self.classes, 'classes') if self.classes else ()

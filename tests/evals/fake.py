@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bigvlm.core.mesh import make_mesh
-from bigvlm.evals.embedder import Embedder
+from bigvlm.evals.embed import Embedder
 
 WORDS = ('red', 'blue', 'green', 'small', 'large', 'round', 'striped', 'plain', 'cat', 'dog', 'boat', 'tree')
 MESHES = {'none': None, '1': dict(data=1), '8': dict(data=8), '4x2': dict(data=4, fsdp=2)}

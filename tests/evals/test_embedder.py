@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bigvlm.core.parts import RecipeError
-from bigvlm.evals.embedder import Embedder
+from bigvlm.evals.embed import Embedder
 from bigvlm.evals.examples import Images
 from tests.evals.fake import MESHES, FakeDataset, dense, embedder, mesh, tokenize
 

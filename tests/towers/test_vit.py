@@ -10,11 +10,12 @@ import pytest
 import reference
 
 from bigvlm.core.parts import RecipeError
-from bigvlm.nn.random import example_keys
+from bigvlm.nn.random import example_keys, patch_dropout
 from bigvlm.towers.vit import SIZES, ViT
 
 SMALL = dict(size='', width=8, depth=2, heads=2, patch=4, image=12, dtype='float32', mean=(.4, .5, .6), std=(.2, .3, .25))
 RNG = np.random.default_rng(0)
+WEIGHT_BD = RNG.normal(size=(2, 8)).astype(np.float32)
 SQUARE_BHWC = RNG.integers(0, 256, (2, 12, 12, 3), dtype=np.uint8)
 WIDE_BHWC = RNG.integers(0, 256, (2, 8, 16, 3), dtype=np.uint8)
 KEYS_B = example_keys(jax.random.key(3), np.array([[0, 4], [1, 9]], np.uint32), 0)
@@ -32,17 +33,19 @@ def params(**fields):
 
 
 @functools.cache
-def compiled(train=False, layers=(0, -1), **fields):
-    """params, images, weights, keys -> (Encoded, gradient of Σ weight·pooled)."""
+def compiled(train=False, gradient=True, **fields):
+    """params, images, keys -> (Encoded, gradient of Σ weight·pooled)."""
     tower = ViT(**SMALL | fields)
 
-    def loss(params, image_BHWC, weight_BD, keys_B):
-        out = tower.apply({'params': params}, image_BHWC, keys_B=keys_B, train=train, layers=layers)
-        return jnp.sum(out.pooled_BD * weight_BD), out
+    def loss(params, image_BHWC, keys_B):
+        out = tower.apply({'params': params}, image_BHWC, keys_B=keys_B, train=train, layers=(0, -1))
+        return jnp.sum(out.pooled_BD * WEIGHT_BD[:, :out.pooled_BD.shape[1]]), out
 
-    def run(params, image_BHWC, weight_BD=1., keys_B=None):
-        (_, out), gradient = jax.value_and_grad(loss, has_aux=True)(params, image_BHWC, weight_BD, keys_B)
-        return out, gradient
+    def run(params, image_BHWC, keys_B=None):
+        if not gradient:
+            return loss(params, image_BHWC, keys_B)[1], None
+        (_, out), slope = jax.value_and_grad(loss, has_aux=True)(params, image_BHWC, keys_B)
+        return out, slope
     return fast.jit(run)
 
 
@@ -50,8 +53,8 @@ def compiled(train=False, layers=(0, -1), **fields):
 def test_value_and_gradient_equal_the_reference(case):
     fields, image_BHWC = CASES[case]
     tower, p = ViT(**SMALL | fields), params(**fields)
-    weight_BD = RNG.normal(size=(2, fields.get('out_dim', 8)))
-    out, gradient = compiled(**fields)(p, image_BHWC, np.float32(weight_BD))
+    given = np.float32(image_BHWC / 255.) if case == 'gap' else image_BHWC  # floats are pixels in [0, 1]
+    out, gradient = compiled(**fields)(p, given)
     expected = [reference.vit(image, reference.float64(p), tower) for image in image_BHWC]
     assert reference.relative(out.pooled_BD, [pooled for pooled, _, _ in expected]) < 1e-5
     assert reference.relative(out.tokens_BLD, [tokens for _, tokens, _ in expected]) < 1e-5
@@ -60,17 +63,9 @@ def test_value_and_gradient_equal_the_reference(case):
         assert reference.relative(out.layers[i], [layers[i] for _, _, layers in expected]) < 1e-5
 
     def loss(p):
-        return sum(float(reference.vit(image, p, tower)[0] @ w) for image, w in zip(image_BHWC, weight_BD))
+        return sum(float(reference.vit(image, p, tower)[0] @ w[:fields.get('out_dim', 8)]) for image, w in zip(image_BHWC, WEIGHT_BD.astype(np.float64)))
     errors = reference.slope_errors(loss, p, gradient)
     assert max(errors.values()) < 2e-5, errors
-
-
-def test_float_images_are_pixels_in_0_to_1():
-    fields, image_BHWC = CASES['clip']
-    run = compiled(**fields)
-    of_bytes = run(params(**fields), image_BHWC)[0].pooled_BD
-    of_floats = run(params(**fields), (image_BHWC / 255.).astype(np.float32))[0].pooled_BD
-    assert reference.relative(of_floats, of_bytes) < 1e-6
 
 
 def test_randomness_is_in_training_only_and_belongs_to_the_example():
@@ -79,10 +74,9 @@ def test_randomness_is_in_training_only_and_belongs_to_the_example():
     p = params(**CASES['clip'][0])
     assert reference.flat(params(**fields)).keys() == reference.flat(p).keys()
     quiet, _ = compiled(**CASES['clip'][0])(p, SQUARE_BHWC)
-    tower = ViT(**SMALL | fields)
-    evaluated = tower.apply({'params': p}, SQUARE_BHWC, keys_B=KEYS_B, train=False)
+    evaluated, _ = compiled(gradient=False, **fields)(p, SQUARE_BHWC, keys_B=KEYS_B)
     assert reference.relative(evaluated.pooled_BD, quiet.pooled_BD) < 1e-6
-    train = compiled(train=True, **fields)
+    train = compiled(train=True, gradient=False, **fields)
     one, _ = train(p, SQUARE_BHWC, keys_B=KEYS_B)
     assert one.tokens_BLD.shape == (2, 1 + 4, 8) and one.layers[0].shape == (2, 1 + 4, 8)
     assert reference.relative(one.pooled_BD, quiet.pooled_BD) > .05
@@ -90,34 +84,29 @@ def test_randomness_is_in_training_only_and_belongs_to_the_example():
     np.testing.assert_allclose(one.pooled_BD[::-1], turned.pooled_BD, atol=1e-6)
     redrawn, _ = train(p, SQUARE_BHWC, keys_B=KEYS_B[::-1])
     assert reference.relative(redrawn.pooled_BD, one.pooled_BD) > .05
-    without = tower.apply({'params': p}, SQUARE_BHWC, train=True)  # no keys: nothing to draw from
-    assert reference.relative(without.pooled_BD, quiet.pooled_BD) < 1e-6
 
 
 def test_patch_dropout_drops_patches_with_their_positions():
-    """Without blocks' mixing it could not be seen; with one pooled token per kept patch it is: GAP over any subset."""
-    tower = ViT(**SMALL | dict(patch_dropout=.5, pool='gap'))
-    p = params(pool='gap')
-    embedded = tower.apply({'params': p}, SQUARE_BHWC, method=lambda t, x: t.embed(x, 8, jnp.float32))
-    from bigvlm.nn.random import patch_dropout
-    kept_BLW = np.asarray(patch_dropout(embedded, .5, KEYS_B))
-    out = tower.apply({'params': p}, SQUARE_BHWC, keys_B=KEYS_B, train=True)
+    """The kept tokens alone go through the encoder, each with the position it had."""
+    tower, p = ViT(**SMALL | dict(patch_dropout=.5, pool='gap')), params(pool='gap')
     p64 = reference.float64(p)
+    embedded = [reference.dense(reference.patches(image, 4, tower.mean, tower.std), p64['patch_embed']) + p64['position']
+                for image in SQUARE_BHWC]
+    kept_BLW = np.asarray(patch_dropout(np.float32(embedded), .5, KEYS_B))
+    out, _ = compiled(train=True, gradient=False, patch_dropout=.5, pool='gap')(p, SQUARE_BHWC, keys_B=KEYS_B)
     expected = [reference.transformer(kept.astype(np.float64), p64['encoder'], 2, 2)[0].mean(0) for kept in kept_BLW]
     assert reference.relative(out.pooled_BD, expected) < 1e-5
 
 
 def test_bfloat16_compute_keeps_float32_parameters_and_is_near():
     """5 % of the largest pooled value, through two blocks and the attention pooling."""
-    tower = ViT(**SMALL | dict(dtype='bfloat16'))
-    made = jax.eval_shape(tower.init, jax.random.key(0), SQUARE_BHWC)
-    assert {leaf.dtype for leaf in jax.tree.leaves(made)} == {jnp.dtype('float32')}
     fields, image_BHWC = CASES['siglip']
-    out = jax.jit(tower.apply)({'params': params(**fields)}, image_BHWC)
-    assert out.pooled_BD.dtype == out.tokens_BLD.dtype == jnp.bfloat16
-    full, _ = compiled(**dict(fields, norm_eps=1e-3))(params(**fields), image_BHWC)
-    near = ViT(**SMALL | dict(fields, dtype='bfloat16')).apply({'params': params(**fields)}, image_BHWC)
-    assert reference.relative(np.float32(near.pooled_BD), full.pooled_BD) < .05
+    made = jax.eval_shape(ViT(**SMALL | dict(fields, dtype='bfloat16')).init, jax.random.key(0), SQUARE_BHWC)
+    assert {leaf.dtype for leaf in jax.tree.leaves(made)} == {jnp.dtype('float32')}
+    full, _ = compiled(**fields)(params(**fields), image_BHWC)
+    near, _ = compiled(gradient=False, **dict(fields, dtype='bfloat16'))(params(**fields), image_BHWC)
+    assert near.pooled_BD.dtype == near.tokens_BLD.dtype == jnp.bfloat16
+    assert reference.relative(near.pooled_BD, full.pooled_BD) < .05
 
 
 def count(tower):
