@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from bigvlm.core import parts
+from bigvlm.core import parts, paths
 from bigvlm.core.parts import RecipeError
 from bigvlm.core.rounds import Rounds
 from bigvlm.nn.random import example_keys
@@ -35,20 +35,10 @@ class Encode:
             if self.train and self.key is not None:
                 keys_B = example_keys(self.key, self.batch['id'], zlib.crc32(key.encode()))
             try:
-                self.memo[asked] = getattr(self.model, tower)(look_up(self.batch, key), keys_B=keys_B, train=self.train, **options)
+                self.memo[asked] = getattr(self.model, tower)(paths.look_up(self.batch, key), keys_B=keys_B, train=self.train, **options)
             except RecipeError as e:  # the tower named its field; the recipe's key is known here
                 raise RecipeError(f'towers.{tower}.{e}' if str(e).split(':')[0] in vars(self.model.towers[tower]()) else str(e)) from None
         return self.memo[asked]
-
-
-def look_up(batch: Mapping[str, Any], key: str) -> Any:
-    """``batch['a']['b']`` for the path 'a/b'; a missing key is an error that lists what there is."""
-    found = batch
-    for part in key.split('/'):
-        if not isinstance(found, Mapping) or part not in found:
-            raise RecipeError(f'the batch has no {key!r} (it has: {", ".join(map(str, batch))}); is an op missing in data?')
-        found = found[part]
-    return found
 
 
 class Model(nn.Module):

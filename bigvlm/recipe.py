@@ -8,6 +8,7 @@ import ast
 import difflib
 import logging
 import os
+import re
 import runpy
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -308,8 +309,8 @@ def _override(config: ConfigDict, path: str, text: str) -> None:
 def _typed(path: str, text: str, like: Any) -> Any:
     if isinstance(like, ConfigDict):
         raise RecipeError(f'--config.{path}: is a dict; override its keys ({", ".join(like.keys())})')
-    if isinstance(like, str):
-        return text
+    if isinstance(like, str):  # fields of one name or several (files, templates) take a tuple too
+        return ast.literal_eval(text) if re.fullmatch(r"\(.*,.*\)", text.strip()) else text
     if isinstance(like, bool):
         if text.lower() in ('true', 'false'):
             return text.lower() == 'true'

@@ -344,6 +344,8 @@ def main(config):
             work.note(status='failed', error=f'{type(e).__name__}: {e}')
             Report(run, work).update()
             raise
+        if table := report.summary(work.path):
+            print(table, flush=True)
         log.info('report: %s', os.path.join(work.path, 'report.html'))
 
 

@@ -39,7 +39,7 @@ def get_config(arg=None):
 
 def smoke(c, arg):
     """The same method, small: a few hundred photos are enough to see it learn."""
-    c.batch, c.steps = min(arg.batch, 200), '40 epochs'
+    c.batch, c.steps = min(arg.batch, 100), '40 epochs'
     c.tokenizers.text = common.smoke_tokenizer(pad='eos')
     small = dict(size='', width=128, depth=4, heads=4, remat='none', dtype='float32')
     c.towers.image.update(small, patch=32)

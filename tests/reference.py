@@ -30,7 +30,7 @@ def nested(leaves):
 
 
 def randomise(tree, seed=0, spread=.4):
-    """Parameters of the same shapes with no leaf at its initial value: biases and norms would hide a dropped term there."""
+    """Parameters of the same shapes, none at its initial value: biases and norms would hide a dropped term there."""
     rng = np.random.default_rng(seed)
     return nested({path: ((path.endswith('scale')) + spread * rng.normal(size=leaf.shape)).astype(np.float32)
                    for path, leaf in sorted(flat(tree).items())})
@@ -161,7 +161,8 @@ def resize_matrix(old, new):
 
 def resample(table_LW, stored, wanted):
     grid = table_LW.reshape(*stored, -1)
-    resized = np.einsum('ir,jc,rcw->ijw', resize_matrix(stored[0], wanted[0]), resize_matrix(stored[1], wanted[1]), grid)
+    down, across = (resize_matrix(old, new) for old, new in zip(stored, wanted))
+    resized = np.einsum('ir,jc,rcw->ijw', down, across, grid)
     return resized.reshape(wanted[0] * wanted[1], -1)
 
 

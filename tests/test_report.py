@@ -180,3 +180,14 @@ def test_the_command(tmp_path):
     assert done.returncode == 0 and (path / 'report.html').exists(), done.stderr
     wrong = subprocess.run([sys.executable, '-m', 'bigvlm.report', str(path / 'none')], capture_output=True, text=True)
     assert wrong.returncode != 0 and 'usage' in wrong.stderr
+
+
+def test_summary_puts_the_untrained_model_the_baseline_and_chance_beside_the_result(tmp_path):
+    config = {'evals': {'zero_shot': {'name': 'zero_shot'}, 'base': {'name': 'nearest_caption'}}}
+    path = workdir(tmp_path / 'run', [
+        {'step': 0, 'time': 1., 'zero_shot/top1': .015, 'zero_shot/top1_chance': .0139, 'base/zero_shot/top1': .078},
+        {'step': 100, 'time': 9., 'zero_shot/top1': .625, 'zero_shot/top1_chance': .0139}], config=config)
+    head, row = report.summary(path).splitlines()
+    assert re.split(r'\s{2,}', head.strip()) == ['step 100', 'untrained', 'nearest caption', 'chance']
+    assert re.split(r'\s{2,}', row) == ['zero shot: top-1', '62.5 %', '1.5 %', '7.8 %', '1.4 %']
+    assert report.summary(workdir(tmp_path / 'other')) == ''

@@ -34,7 +34,8 @@ def _equation(eqn) -> int:
         times = params['length']
     elif name == 'shard_map':
         # Only over the axes it takes in hand: on the others its body is still written for the whole array.
-        times = math.prod(params['mesh'].shape[a] for a in params['newly_manual_axes'])
+        taken = 'newly_manual_axes' if 'newly_manual_axes' in params else 'manual_axes'  # its name in earlier jax
+        times = math.prod(params['mesh'].shape[a] for a in params[taken])
     if name == 'cond':
         return max(_jaxpr(branch.jaxpr) for branch in params['branches'])
     return times * sum(_jaxpr(inner) for inner in _inner(params))

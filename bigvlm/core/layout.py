@@ -64,12 +64,17 @@ def _spec(path: str, strategy: Any, shape: tuple[int, ...], mesh, notes: list[st
         return P(*(('fsdp' if d == largest else None) for d in range(len(shape))))
     if not isinstance(strategy, tuple) or len(strategy) != len(shape):
         raise RecipeError(f'layout: {path} has shape {shape}; {strategy!r} must be "replicate", "fsdp" or one axis per dimension')
-    resolved = []
+    resolved, seen = [], []
     for d, axes in enumerate(strategy):
         named = () if axes is None else (axes,) if isinstance(axes, str) else tuple(axes)
         unknown = set(named) - set(mesh_lib.AXES)
         if unknown:
             raise RecipeError(f'layout: {path}: unknown mesh axis {sorted(unknown)[0]!r} (valid: {", ".join(mesh_lib.AXES)})')
+        seen += named
+        if twice := [a for a in named if seen.count(a) > 1]:
+            raise RecipeError(f'layout: {path}: {strategy!r} names the axis {twice[0]!r} twice')
+        if named and d < first:
+            raise RecipeError(f'layout: {path}: {strategy!r} splits dimension 0, which counts the layers and is not split')
         ways = math.prod(mesh.shape[a] for a in named)
         if shape[d] % ways:
             notes.append(f'{path} {shape}: dimension {d} does not divide by {"×".join(named)}={ways}; replicated there')

@@ -39,6 +39,21 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
+def find(tree: Any, path: str) -> Any:
+    """``tree['a']['b']`` for the path 'a/b', or None."""
+    for key in path.split('/'):
+        tree = tree.get(key) if isinstance(tree, Mapping) else None
+    return tree
+
+
+def look_up(batch: Mapping[str, Any], path: str) -> Any:
+    """The batch's array at a path; a missing one is an error that lists what there is."""
+    found = find(batch, path)
+    if found is None:
+        raise RecipeError(f'the batch has no {path!r} (it has: {", ".join(sorted(map(str, batch))) or "nothing"}); is an op missing in data?')
+    return found
+
+
 def from_key_path(key_path: Sequence[Any]) -> str:
     """A jax key path (of tree_flatten_with_path) as a path."""
     return jax.tree_util.keystr(key_path, simple=True, separator='/')
@@ -60,8 +75,8 @@ def match(rules: Iterable[Sequence[Any]], names: Iterable[str], *, what: str, co
     compiled = []
     for rule in rules:
         try:
-            regex, *values = rule if isinstance(rule, (tuple, list)) else ()
-            compiled.append((re.compile(regex), values[0] if len(values) == 1 else tuple(values)))
+            regex, value, *more = rule if isinstance(rule, (tuple, list)) else ()
+            compiled.append((re.compile(regex), (value, *more) if more else value))
         except (re.error, TypeError, ValueError) as e:
             raise RecipeError(f'{what}: {rule!r} is not a (regex, value) rule: {e}') from None
     found = {}

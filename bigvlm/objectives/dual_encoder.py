@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bigvlm.core import exchange, pairwise
+from bigvlm.core import exchange, pairwise, paths
 from bigvlm.core.parts import RecipeError
 
 
@@ -17,22 +17,6 @@ class Positives(NamedTuple):
     """Which pairs of a batch are positives: a target function of a per-example array that features carry."""
     target: pairwise.Target
     side: Callable[[Mapping[str, jax.Array], str], jax.Array] | None   # of (batch, text key)
-
-
-def _find(batch: Mapping[str, Any], key: str) -> jax.Array | None:
-    """``batch['views']['0']`` for the key path 'views/0', or None."""
-    found = batch
-    for part in key.split('/'):
-        found = found.get(part) if isinstance(found, Mapping) else None
-    return found
-
-
-def read(batch: Mapping[str, Any], key: str) -> jax.Array:
-    """The batch's array at a key path, or a RecipeError that names the key and those there are."""
-    found = _find(batch, key)
-    if found is None:
-        raise RecipeError(f'the batch has no {key!r} (it has: {", ".join(sorted(batch)) or "nothing"})')
-    return found
 
 
 def unit(x_BD: jax.Array) -> jax.Array:
@@ -63,8 +47,8 @@ def _mix(x: jax.Array) -> jax.Array:
 
 POSITIVES = {
     'identity': Positives(pairwise.identity, None),
-    'labels': Positives(pairwise.equal_labels, lambda batch, text: read(batch, 'label')),
-    'captions': Positives(pairwise.equal_hashes, lambda batch, text: caption_hash(read(batch, text))),
+    'labels': Positives(pairwise.equal_labels, lambda batch, text: paths.look_up(batch, 'label')),
+    'captions': Positives(pairwise.equal_hashes, lambda batch, text: caption_hash(paths.look_up(batch, text))),
 }
 
 
@@ -83,14 +67,14 @@ def embed(encode: Callable, batch: Mapping[str, jax.Array], image: tuple[str, st
     """Unit embeddings ``image_BD``, ``text_BD`` of what the batch has; ``image``, ``text``: (tower, batch key)."""
     sources = {'image_BD': image, 'text_BD': text}
     return {name: unit(encode(tower, key).pooled_BD) for name, (tower, key) in sources.items()
-            if _find(batch, key) is not None}
+            if paths.find(batch, key) is not None}
 
 
 def features(encode: Callable, batch: Mapping[str, jax.Array], image: tuple[str, str], text: tuple[str, str],
              target: str) -> dict:
     """Both embeddings and, where ``target`` needs one, the side array ``side_B``."""
     for _, key in (image, text):
-        read(batch, key)
+        paths.look_up(batch, key)
     found = embed(encode, batch, image, text)
     side = POSITIVES[target].side
     return found if side is None else found | {'side_B': side(batch, text[1])}

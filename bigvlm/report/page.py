@@ -34,6 +34,11 @@ def write(workdir: str | os.PathLike) -> Path:
     return path
 
 
+def summary(workdir: str | os.PathLike) -> str:
+    """The evaluations of a run as a table in plain text."""
+    return shown.summary(read(workdir))
+
+
 def page(run: Run) -> str:
     training, *others = _curves(run)
     sections = [_header(run), _tiles(run), training, shown.table(run), shown.figures(run), shown.charts(run), *others,

@@ -101,6 +101,25 @@ def table(run: Run) -> str:
             '<p class="soft">Best value of each row in green.</p>')
 
 
+def summary(run: Run) -> str:
+    """The newest evaluation as plain text, beside the untrained model, baselines and chance; '' before there is one."""
+    metrics = [m for m in rows(run) if m.metric not in _COUNTS]
+    if not metrics:
+        return ''
+    baselines = list(dict.fromkeys(b for m in metrics for b in m.baselines))
+    untrained = any(m.curve.steps[0] == 0 for m in metrics) and run.step > 0
+    head = ['', f'step {run.step:,}', *(['untrained'] if untrained else []), *map(words, baselines), 'chance']
+    lines = [head]
+    for m in metrics:
+        first = m.form(float(m.curve.values[0])) if m.curve.steps[0] == 0 else ''
+        beside = [m.baselines.get(b) for b in baselines] + [m.chance]
+        lines.append([f'{words(m.evaluator)}: {m.title}', m.form(float(m.curve.values[-1])), *([first] if untrained else []),
+                      *('' if value is None else m.form(value) for value in beside)])
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    return '\n'.join('  '.join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths)))
+                     for line in lines)
+
+
 def _table_row(m: Metric, aside: list[str], baselines: list[str], steps: list[int]) -> str:
     beside = ([m.chance] if aside and aside[0] == 'chance' else []) + [m.baselines.get(b) for b in baselines]
     cells = [f'<td class="aside{" edge" if i == len(beside) - 1 else ""}">{"" if v is None else escape(m.form(v))}</td>'

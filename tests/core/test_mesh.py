@@ -21,10 +21,11 @@ def test_sizes(spec, devices, sizes):
 
 
 @pytest.mark.parametrize('spec, devices, message', [
-    (dict(model=2), 8, 'mesh.model: unknown axis .valid: replica, data, fsdp, tensor'),
+    (dict(model=2), 8, '.model: unknown axis .valid: replica, data, fsdp, tensor'),
     (dict(data=-1, fsdp=-1), 8, '-1 for at most one axis'), (dict(data=0), 8, 'sizes must be positive'),
     (dict(data=-2), 8, 'sizes must be positive'), (dict(data=-1, fsdp=3), 8, 'does not fill 8 devices exactly'),
-    (dict(data=4), 8, 'does not fill 8 devices exactly'), (dict(data=-1, fsdp=16), 8, 'does not fill 8 devices exactly')])
+    (dict(data=4), 8, 'does not fill 8 devices exactly'),
+    (dict(data=-1, fsdp=16), 8, 'does not fill 8 devices exactly')])
 def test_impossible_sizes(spec, devices, message):
     with pytest.raises(RecipeError, match=f'^mesh.*{message}') as error:
         mesh_lib.axis_sizes(spec, devices)
@@ -64,7 +65,8 @@ def test_constraining_a_batch():
     assert mesh_lib.constrain_batch({'x': x})['x'] is x, 'no mesh, nothing to do'
     mesh = mesh_lib.make_mesh(dict(data=4, fsdp=2))
     with jax.set_mesh(mesh):
-        constrained = jax.jit(lambda x: (mesh_lib.constrain_batch(x * 1.), mesh_lib.constrain_batch((x * 2.).T, leading=1)))(x)
+        constrained = jax.jit(lambda x: (
+            mesh_lib.constrain_batch(x * 1.), mesh_lib.constrain_batch((x * 2.).T, leading=1)))(x)
     axes = ('replica', 'data', 'fsdp')
     for found, wanted in zip(constrained, (P(axes), P(None, axes))):
         assert found.sharding.is_equivalent_to(jax.sharding.NamedSharding(mesh, wanted), 2)

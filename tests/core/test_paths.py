@@ -23,10 +23,12 @@ def test_the_first_rule_that_matches_the_whole_path_wins():
         {'image/out/kernel': 1., 'image/out/bias': 0., 't': 2.}
     found = paths.match((('t', 1, 2), ('.*', 3, 4)), NAMES, what='x')
     assert found['t'] == (1, 2) and found['image/out/bias'] == (3, 4)
-    assert paths.match((('.*', 1), ('t', 2)), NAMES, what='x')['t'] == 1, 'a rule behind a broader one is no typing mistake'
+    # A rule behind a broader one is no typing mistake.
+    assert paths.match((('.*', 1), ('t', 2)), NAMES, what='x')['t'] == 1
 
 
 def test_a_rule_must_match_the_whole_path():
+    assert paths.match((('t', 1), ('.*', 2)), ('t', 't2', 'at'), what='x') == {'t': 1, 't2': 2, 'at': 2}
     with pytest.raises(RecipeError, match="^optim.decay: the rule 'kernel' matches no parameter; .*image/out/kernel"):
         paths.match((('kernel', 1), ('.*', 0)), NAMES, what='optim.decay')
 

@@ -37,6 +37,9 @@ def test_enough_is_held_out_and_nothing_is_rare():
     for place, values in enumerate((grammar.SHAPES, grammar.COLORS, grammar.TEXTURES)):
         seen = Counter(c[place] for c in grammar.SEEN)
         assert len(values) == len(seen) and min(seen.values()) >= .7 * len(grammar.COMBINATIONS) / len(values)
+    for pair in itertools.combinations(range(3), 2):
+        seen = {tuple(c[place] for place in pair) for c in grammar.SEEN}
+        assert seen == {tuple(c[place] for place in pair) for c in grammar.COMBINATIONS}, 'any two attributes meet in training'
 
 
 def test_training_never_shows_what_is_held_out():

@@ -32,8 +32,9 @@ def test_value_and_gradient_equal_the_reference(cross, causal, padded, bias):
 
     def by_hand(p):
         keys = query_BTW if key_BSW is None else key_BSW
-        return np.stack([reference.attention(np.float64(query_BTW[b]), np.float64(keys[b]), p, 2, causal, MASK_BS[b] if padded else None)
-                         for b in range(2)])
+        masks = MASK_BS if padded else (None, None)
+        return np.stack([reference.attention(np.float64(query), np.float64(key), p, 2, causal, mask)
+                         for query, key, mask in zip(query_BTW, keys, masks)])
     (_, out), gradient = fast.jit(jax.value_and_grad(loss, has_aux=True))(p)
     assert reference.relative(out, by_hand(reference.float64(p))) < 1e-5
     errors = reference.slope_errors(lambda p: (by_hand(p) * weight_BTW).sum(), p, gradient)
@@ -64,7 +65,8 @@ def test_softmax_is_float32_whatever_the_inputs():
 def test_auto_takes_what_the_platform_can_do(monkeypatch, platform, dtype, length, head, masked, expected):
     taken = []
     monkeypatch.setattr(jax, 'default_backend', lambda: platform)
-    monkeypatch.setattr(jax.nn, 'dot_product_attention', lambda *args, implementation, **kwargs: taken.append(implementation))
+    monkeypatch.setattr(jax.nn, 'dot_product_attention',
+                        lambda *args, implementation, **kwargs: taken.append(implementation))
     x = jnp.zeros((1, length, 1, head), dtype)
     attention.attend(x, x, x, mask_BS=jnp.ones((1, length), bool) if masked else None)
     attention.attend(x, x, x, implementation='xla')

@@ -27,8 +27,8 @@ def test_resampling_keeps_the_same_grid_constants_and_directions():
     assert positions.resample(TABLE_LW, (4, 6), (4, 6)) is TABLE_LW
     np.testing.assert_allclose(positions.resample(jnp.full((24, 3), 5.), (4, 6), (3, 8)), 5., rtol=1e-6)
     rows, columns = np.mgrid[:4, :6]
-    grown = np.asarray(positions.resample(jnp.asarray(np.stack([rows.ravel(), columns.ravel()], 1), jnp.float32), (4, 6), (8, 12)))
-    grown = grown.reshape(8, 12, 2)
+    places_L2 = jnp.asarray(np.stack([rows.ravel(), columns.ravel()], 1), jnp.float32)
+    grown = np.asarray(positions.resample(places_L2, (4, 6), (8, 12))).reshape(8, 12, 2)
     np.testing.assert_allclose(grown[1:-1, 0, 0], np.arange(.25, 3, .5), atol=1e-6)   # twice as fine, down only
     np.testing.assert_allclose(grown[0, 1:-1, 1], np.arange(.25, 5, .5), atol=1e-6)   # and across only
     # Halving averages: two by two cells under a triangle two cells wide to each side.

@@ -25,6 +25,7 @@ CASES = {  # the norm's epsilon is large where its place would not show otherwis
     'causal': dict(activation='quick_gelu', norm_eps=1e-2, causal=True),
     'padded': dict(activation='gelu', norm_eps=1e-3, padded=True),
     'causal_padded': dict(activation='relu', causal=True, padded=True, mlp_dim=12)}
+BLOCK = transformer.Block(HEADS, 32, DEPTH, 'gelu_tanh', 'xavier', 1e-6, False, .2, .4, False, jnp.float32, 'xla')
 RANDOM = dict(random=True, dropout=.2, drop_path=.4)
 PARAMS = {}
 
@@ -80,8 +81,7 @@ def test_scan_over_layers_equals_a_loop_over_sliced_parameters():
     """With dropout and drop path, whose draws and rates depend on the layer's number."""
     p = params()
     (tokens, _), _ = compiled(**RANDOM)(p, X_BLW)
-    block = transformer.Block(HEADS, 32, DEPTH, 'gelu_tanh', 'xavier', 1e-6, False, .2, .4, False, jnp.float32, 'xla')
-    one = fast.jit(lambda p, x, layer: block.apply({'params': p}, x, layer, KEYS_B, None)[0])
+    one = fast.jit(lambda p, x, layer: BLOCK.apply({'params': p}, x, layer, KEYS_B, None)[0])
     x_BLW = X_BLW
     for i in range(DEPTH):
         x_BLW = one(reference.layer_of(p['blocks'], i), x_BLW, i)
@@ -89,6 +89,22 @@ def test_scan_over_layers_equals_a_loop_over_sliced_parameters():
     assert reference.relative(tokens, last) < 1e-5
     (without, _), _ = compiled(layers=(0, -1))(p, X_BLW)
     assert reference.relative(tokens, without) > .1, 'nothing was dropped'
+
+
+def test_every_layer_and_branch_draws_for_itself_and_deeper_ones_drop_more(monkeypatch):
+    places, rates = [], []
+
+    def record(x_BLW, rate, keys_B, place):
+        places.append(place)
+        rates.append(rate)
+        return x_BLW
+    monkeypatch.setattr(transformer, 'dropout', record)
+    monkeypatch.setattr(transformer, 'drop_path', record)
+    for layer in range(DEPTH):
+        p = reference.layer_of(params()['blocks'], layer)
+        jax.eval_shape(lambda x_BLW: BLOCK.apply({'params': p}, x_BLW, layer, KEYS_B, None)[0], X_BLW)
+    assert len(set(places)) == len(places) == 4 * DEPTH
+    assert rates[::2] == [.2] * 6 and rates[1::2] == [0., 0., .2, .2, .4, .4]
 
 
 def test_rematerialisation_changes_cost_but_no_value_or_gradient():

@@ -1,4 +1,4 @@
-"""Text transformers as CLIP's and SigLIP's against the NumPy reference; every pooling, padding, causality, sizes, errors."""
+"""Text transformers like CLIP's and SigLIP's against the NumPy reference; pooling, padding, causality, sizes."""
 
 import functools
 import pathlib
@@ -17,7 +17,7 @@ from bigvlm.nn.random import example_keys
 from bigvlm.towers.text import Text
 
 SMALL = dict(size='', width=8, depth=2, heads=2, vocab=12, length=7, eot_id=11, pad_id=0, dtype='float32')
-# A beginning, words, the end-of-text token (twice in the second: the first counts), padding. Shorter than the positions.
+# A beginning, words, the end-of-text token (twice in the second: the first counts), padding; fewer than the positions.
 IDS_BL = np.array([[10, 3, 4, 5, 11, 0], [10, 7, 11, 11, 0, 0]], np.int32)
 CASES = {
     'clip': dict(causal=True, pool='eot', activation='quick_gelu', norm_eps=1e-3, out_dim=6, out_bias=False),
@@ -68,7 +68,8 @@ def test_value_and_gradient_equal_the_reference(case):
         return
 
     def loss(p):
-        return sum(float(reference.text(ids, p, tower)[0] @ w[:fields.get('out_dim', 8)]) for ids, w in zip(IDS_BL, WEIGHT_BD.astype(np.float64)))
+        pooled = [reference.text(ids, p, tower)[0] for ids in IDS_BL]
+        return np.sum(pooled * WEIGHT_BD[:, :len(pooled[0])].astype(np.float64))
     errors = reference.slope_errors(loss, p, gradient)
     assert max(errors.values()) < 2e-5, errors
 
@@ -82,6 +83,11 @@ def test_what_comes_after_the_end_of_text_does_not_reach_clip():
     assert np.abs(before.tokens_BLD[1, 3:] - after.tokens_BLD[1, 3:]).max() > .01
     run, p = compiled(**CASES['siglip']), params(**CASES['siglip'])
     assert np.abs(run(p, IDS_BL)[0].pooled_BD - run(p, changed)[0].pooled_BD).max() > .01
+
+
+def test_biases_are_where_the_fields_say():
+    assert 'out/bias' in reference.flat(params(**CASES['siglip']))
+    assert 'out/bias' not in reference.flat(params(**CASES['clip']))
 
 
 def test_a_mask_from_outside_replaces_padding():

@@ -13,15 +13,16 @@ from bigvlm.core.parts import RecipeError
 from bigvlm.nn.random import example_keys, patch_dropout
 from bigvlm.towers.vit import SIZES, ViT
 
-SMALL = dict(size='', width=8, depth=2, heads=2, patch=4, image=12, dtype='float32', mean=(.4, .5, .6), std=(.2, .3, .25))
+SMALL = dict(size='', width=8, depth=2, heads=2, patch=4, image=12, dtype='float32',
+             mean=(.4, .5, .6), std=(.2, .3, .25))
 RNG = np.random.default_rng(0)
 WEIGHT_BD = RNG.normal(size=(2, 8)).astype(np.float32)
 SQUARE_BHWC = RNG.integers(0, 256, (2, 12, 12, 3), dtype=np.uint8)
 WIDE_BHWC = RNG.integers(0, 256, (2, 8, 16, 3), dtype=np.uint8)
 KEYS_B = example_keys(jax.random.key(3), np.array([[0, 4], [1, 9]], np.uint32), 0)
 CASES = {
-    'clip': (dict(pool='cls', pre_norm=True, patch_bias=False, activation='quick_gelu', norm_eps=1e-3, init_scheme='clip', out_dim=6,
-                  out_bias=False), SQUARE_BHWC),
+    'clip': (dict(pool='cls', pre_norm=True, patch_bias=False, activation='quick_gelu', norm_eps=1e-3,
+                  init_scheme='clip', out_dim=6, out_bias=False), SQUARE_BHWC),
     'siglip': (dict(pool='map', norm_eps=1e-3), WIDE_BHWC),   # positions resampled from 3×3 to 2×4
     'gap': (dict(pool='gap', position='sincos2d', activation='gelu', mlp_dim=12, out_dim=6), WIDE_BHWC)}
 
@@ -63,9 +64,16 @@ def test_value_and_gradient_equal_the_reference(case):
         assert reference.relative(out.layers[i], [layers[i] for _, _, layers in expected]) < 1e-5
 
     def loss(p):
-        return sum(float(reference.vit(image, p, tower)[0] @ w[:fields.get('out_dim', 8)]) for image, w in zip(image_BHWC, WEIGHT_BD.astype(np.float64)))
+        pooled = [reference.vit(image, p, tower)[0] for image in image_BHWC]
+        return np.sum(pooled * WEIGHT_BD[:, :len(pooled[0])].astype(np.float64))
     errors = reference.slope_errors(loss, p, gradient)
     assert max(errors.values()) < 2e-5, errors
+
+
+def test_biases_are_where_the_fields_say():
+    clip, siglip, gap = (reference.flat(params(**CASES[case][0])).keys() for case in ('clip', 'siglip', 'gap'))
+    assert not {'out/bias', 'patch_embed/bias'} & clip and 'out/kernel' in clip
+    assert {'out/bias', 'patch_embed/bias'} <= gap and 'out/kernel' not in siglip
 
 
 def test_randomness_is_in_training_only_and_belongs_to_the_example():
@@ -90,8 +98,8 @@ def test_patch_dropout_drops_patches_with_their_positions():
     """The kept tokens alone go through the encoder, each with the position it had."""
     tower, p = ViT(**SMALL | dict(patch_dropout=.5, pool='gap')), params(pool='gap')
     p64 = reference.float64(p)
-    embedded = [reference.dense(reference.patches(image, 4, tower.mean, tower.std), p64['patch_embed']) + p64['position']
-                for image in SQUARE_BHWC]
+    pixels_BLP = [reference.patches(image, 4, tower.mean, tower.std) for image in SQUARE_BHWC]
+    embedded = [reference.dense(pixels_LP, p64['patch_embed']) + p64['position'] for pixels_LP in pixels_BLP]
     kept_BLW = np.asarray(patch_dropout(np.float32(embedded), .5, KEYS_B))
     out, _ = compiled(train=True, gradient=False, patch_dropout=.5, pool='gap')(p, SQUARE_BHWC, keys_B=KEYS_B)
     expected = [reference.transformer(kept.astype(np.float64), p64['encoder'], 2, 2)[0].mean(0) for kept in kept_BLW]
@@ -153,8 +161,10 @@ def test_every_size_is_consistent_and_can_be_overridden():
     (dict(position='rope'), "^position: unknown value 'rope' .valid: learned, sincos2d"),
     (dict(position='sincos2d', width=774, heads=6), '^width: sincos2d .* 4.* not 774'),
     (dict(patch_dropout=1.), r'^patch_dropout: 1.0 is not in \[0, 1\)'),
-    (dict(dropout=1.), r'^dropout: 1.0 is not in \[0, 1\)'), (dict(drop_path=-.1), r'^drop_path: -0.1 is not in \[0, 1\)'),
-    (dict(std=(1., 0., 1.)), r'^std: .1.0, 0.0, 1.0. must be'), (dict(mean=(.5,)), r'^std: .*per colour of mean, .0.5,'),
+    (dict(dropout=1.), r'^dropout: 1.0 is not in \[0, 1\)'),
+    (dict(drop_path=-.1), r'^drop_path: -0.1 is not in \[0, 1\)'),
+    (dict(std=(1., 0., 1.)), r'^std: .1.0, 0.0, 1.0. must be'),
+    (dict(mean=(.5,)), r'^std: .*per colour of mean, .0.5,'),
     (dict(activation='gelu2'), "^activation: unknown value 'gelu2' .valid: gelu, gelu_tanh"),
     (dict(init_scheme='he'), "^init_scheme: unknown value 'he' .valid: xavier, clip"),
     (dict(remat='some'), "^remat: unknown value 'some' .valid: none, full"),

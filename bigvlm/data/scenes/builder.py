@@ -31,7 +31,7 @@ class SceneConfig(tfds.core.BuilderConfig):
 class BigvlmScenes(tfds.core.GeneratorBasedBuilder):
     """Rendered compositional scenes; `tfds.builder` names: bigvlm_scenes, bigvlm_scenes/tiny."""
 
-    VERSION = tfds.core.Version('1.0.0')
+    VERSION = tfds.core.Version('1.1.0')
     BUILDER_CONFIGS = [SceneConfig(name='default', description='64 px, built in about a minute'),
                        SceneConfig(name='tiny', description='for tests', size=32, train=96, val=24, zero_shot=1)]
 

@@ -36,13 +36,17 @@ _BACKGROUNDS_DE = {'white': 'weißem', 'gray': 'grauem', 'beige': 'beigem'}
 COMBINATIONS = tuple(product(SHAPES, COLORS, TEXTURES))
 
 
-def held_out(shape: str, color: str) -> bool:
-    """Whether training never shows this shape in this colour, whatever its texture: two colours for each shape."""
-    return (COLORS.index(color) - SHAPES.index(shape)) % len(COLORS) in (0, 4)
+def held_out(shape: str, color: str, texture: str) -> bool:
+    """Whether training never shows this shape in this colour and texture: one texture for eight in nine pairs of the others.
+
+    Any two of the three attributes do occur together in training; the three together do not.
+    """
+    s, c = SHAPES.index(shape), COLORS.index(color)
+    return c != s and TEXTURES.index(texture) == (s + c) % len(TEXTURES)
 
 
-HELD_OUT = tuple(c for c in COMBINATIONS if held_out(c[0], c[1]))
-SEEN = tuple(c for c in COMBINATIONS if not held_out(c[0], c[1]))
+HELD_OUT = tuple(c for c in COMBINATIONS if held_out(*c))
+SEEN = tuple(c for c in COMBINATIONS if not held_out(*c))
 
 
 def name(combination: tuple[str, str, str]) -> str:
