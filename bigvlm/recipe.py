@@ -58,15 +58,16 @@ def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:
     """``'smoke,image=256'`` -> the values of ``defaults``, overridden; a bare name sets a boolean. Types must agree."""
     values = ConfigDict(defaults)
     for item in filter(None, (arg or '').split(',')):
-        key, _, text = item.partition('=')
+        key, given, text = item.partition('=')
         if key not in values:
             raise RecipeError(f'config argument {key!r}: unknown (valid: {", ".join(defaults)})')
-        value = True if not text else text if isinstance(defaults[key], str) else _literal(key, text)
+        value = True if not given else text if isinstance(defaults[key], str) else _literal(key, text)
         wanted = type(defaults[key])
         if wanted is float and isinstance(value, int):
             value = float(value)
         if not isinstance(value, wanted) or isinstance(value, bool) != (wanted is bool):
-            raise RecipeError(f'config argument {key}={text or True}: must be {wanted.__name__}, like the default {defaults[key]!r}')
+            raise RecipeError(f'config argument {key}={text if given else True}: must be {wanted.__name__}, '
+                              f'like the default {defaults[key]!r}')
         values[key] = value
     return values
 
@@ -82,7 +83,7 @@ def check(config: Mapping[str, Any]) -> None:
     """Raises RecipeError for unknown keys and impossible values outside the parts. Touches no device."""
     _check_keys(config, DEFAULTS, '')
     for key in ('batch', 'micro'):
-        if not isinstance(config[key], int) or config[key] < 1:
+        if not isinstance(config[key], int) or isinstance(config[key], bool) or config[key] < 1:
             raise RecipeError(f'{key}: must be a positive integer, not {config[key]!r}')
     if config['batch'] % config['micro']:
         raise RecipeError(f'micro: {config["micro"]} micro-batches do not divide the batch of {config["batch"]}')

@@ -147,13 +147,15 @@ def train(run: Run, work: workdir.Workdir) -> None:
     """Initialises or restores, and trains to the end; evaluates, saves and reports on the way."""
     config, total = run.config, run.total_steps
     writer = metrics_lib.Writer(work.path, **{k: config['log'][k] for k in ('tensorboard', 'wandb')}, config=config)
-    checkpoints = checkpoint.Checkpoints(os.path.join(work.path, 'checkpoints'), config['checkpoint']['keep'], config['checkpoint']['keep_every'])
+    checkpoints = checkpoint.Checkpoints(os.path.join(work.path, 'checkpoints'), config['checkpoint']['keep'],
+                                         config['checkpoint']['keep_every'])
     every = intervals(config, run.units)
 
     # Initialise on the devices, each parameter where it is stored; or restore into the same layout.
     first, positions = 0, dict.fromkeys(config['kinds'], 0)
     if checkpoints.latest() is None:
-        state = jax.jit(initializer(run.model, run.optimizer, run.shapes, config['ema']), out_shardings=run.shardings)(np.uint32(config['seed']))
+        init = jax.jit(initializer(run.model, run.optimizer, run.shapes, config['ema']), out_shardings=run.shardings)
+        state = init(np.uint32(config['seed']))
     else:
         state, extra, first = checkpoints.restore(abstract_on_mesh(run))
         check_data(run, extra['data'])
@@ -198,7 +200,8 @@ def train(run: Run, work: workdir.Workdir) -> None:
                     figures.save(work.path, step, name, value)
             if found:
                 writer.write(step, found)
-                log.info('step %d: %s', step, '  '.join(f'{k} {v:.4g}' for k, v in found.items() if not k.endswith(('_chance', 'seconds', '/n'))))
+                shown = (f'{name} {value:.4g}' for name, value in found.items() if not name.endswith(('_chance', 'seconds', '/n')))
+                log.info('step %d: %s', step, '  '.join(shown))
             page.update()
 
     if first == 0:

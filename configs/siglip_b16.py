@@ -44,6 +44,7 @@ def smoke(c, arg):
     small = dict(size='', width=128, depth=4, heads=4, remat='none', dtype='float32')
     c.towers.image.update(small, patch=32)
     c.towers.text.update(small, vocab=2000, length=32, out_dim=128)
+    c.objectives.match.bias = -5.  # near -log(batch), as -10 is for 32k
     c.data = common.tar_data(arg, 32, (.5, 1.))
     c.evals = common.evals(arg, 32, '10 epochs')
     c.optim = dict(name='adamw', lr=1e-3, b1=.9, b2=.95, weight_decay=1e-4, clip=1., decay_by='schedule',

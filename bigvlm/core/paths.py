@@ -50,7 +50,8 @@ def look_up(batch: Mapping[str, Any], path: str) -> Any:
     """The batch's array at a path; a missing one is an error that lists what there is."""
     found = find(batch, path)
     if found is None:
-        raise RecipeError(f'the batch has no {path!r} (it has: {", ".join(sorted(map(str, batch))) or "nothing"}); is an op missing in data?')
+        there = ', '.join(sorted(map(str, batch))) or 'nothing'
+        raise RecipeError(f'the batch has no {path!r} (it has: {there}); is an op missing in data?')
     return found
 
 

@@ -86,7 +86,8 @@ class Text(nn.Module):
         x_BLW = embed(text_BL) + position_LW[:text_BL.shape[1]].astype(dtype)
         mask_BL = text_BL != self.pad_id if mask is None else mask
         x_BLW = dropout(x_BLW, self.dropout, keys_B, EMBED_PLACE)
-        encoder = Transformer(depth, heads, mlp_dim=hidden, activation=self.activation, init_scheme=self.init_scheme, norm_eps=self.norm_eps,
+        encoder = Transformer(depth, heads, mlp_dim=hidden, activation=self.activation, init_scheme=self.init_scheme,
+                              norm_eps=self.norm_eps,
                               causal=self.causal, dropout=self.dropout, drop_path=self.drop_path, remat=self.remat, dtype=dtype,
                               implementation=self.attention, name='encoder')
         x_BLW, collected = encoder(x_BLW, keys_B=keys_B, mask_BL=mask_BL if self.mask_padding else None, layers=layers)

@@ -127,7 +127,8 @@ class ViT(nn.Module):
         if self.pre_norm:
             x_BLW = nn.LayerNorm(epsilon=self.norm_eps, dtype=dtype, name='pre_norm')(x_BLW)
         x_BLW = dropout(x_BLW, self.dropout, keys_B, EMBED_PLACE)
-        encoder = Transformer(depth, heads, mlp_dim=hidden, activation=self.activation, init_scheme=self.init_scheme, norm_eps=self.norm_eps,
+        encoder = Transformer(depth, heads, mlp_dim=hidden, activation=self.activation, init_scheme=self.init_scheme,
+                              norm_eps=self.norm_eps,
                               dropout=self.dropout, drop_path=self.drop_path, remat=self.remat, dtype=dtype,
                               implementation=self.attention, name='encoder')
         x_BLW, collected = encoder(x_BLW, keys_B=keys_B, layers=layers)
@@ -144,7 +145,8 @@ class ViT(nn.Module):
         image_BHWC = (image_BHWC - jnp.asarray(self.mean, jnp.float32)) / jnp.asarray(self.std, jnp.float32)
         rows, columns = image_BHWC.shape[1] // self.patch, image_BHWC.shape[2] // self.patch
         if (rows * self.patch, columns * self.patch) != image_BHWC.shape[1:3]:
-            raise RecipeError(f'patch: images of {image_BHWC.shape[1]}×{image_BHWC.shape[2]} are not cut evenly by patches of {self.patch}')
+            height, width_ = image_BHWC.shape[1:3]
+            raise RecipeError(f'patch: images of {height}×{width_} are not cut evenly by patches of {self.patch}')
         patches_BLP = rearrange(image_BHWC, 'b (r p) (c q) k -> b (r c) (p q k)', p=self.patch, q=self.patch)
         embed = used(nn.Dense, self, 'patch_embed', dtype)
         x_BLW = embed(width, self.patch_bias, dtype, name='patch_embed')(patches_BLP.astype(dtype))
