@@ -44,7 +44,7 @@ def _equation(eqn) -> int:
 def _inner(params):
     for value in params.values():
         for item in value if isinstance(value, (tuple, list)) else (value,):
-            while hasattr(item, 'jaxpr'):
+            while not hasattr(item, 'eqns') and hasattr(item, 'jaxpr'):  # since jax 0.12 a jaxpr's own jaxpr is itself
                 item = item.jaxpr
             if hasattr(item, 'eqns'):
                 yield item
