@@ -140,12 +140,12 @@ def main(config):
     checkpoints = checkpoint.Checkpoints(os.path.join(workdir, 'checkpoints'), read_only=True)
     with jax.set_mesh(run.mesh):
         try:
-            state, _, step = checkpoints.restore(train.abstract_on_mesh(run), flags.FLAGS.step)
+            state, _, step = checkpoints.restore(run.placed.state(), flags.FLAGS.step)
         except checkpoint.CheckpointError as e:
             raise RecipeError(f'--workdir: {e}') from None
         found = {}
         for name, value in run.evaluators.run(list(run.evaluators.built), train.evaluated_params(run, state), state.collections,
-                                              run.mesh, run.stored):
+                                              run.mesh, run.placed.stored):
             if isinstance(value, float):
                 found[name] = value
                 print(f'{name} {value:.6g}', flush=True)

@@ -113,8 +113,8 @@ class Model(nn.Module):
             self.loss(features, features2, teachers, kind)
 
 
-def from_config(config: Mapping[str, Any], *, remat: str | None = None) -> Model:
-    """The model of a recipe, checked, before any device is touched. ``remat`` overrides every tower's own."""
+def from_config(config: Mapping[str, Any], **overrides: Any) -> Model:
+    """The model of a recipe, checked, before any device is touched. ``overrides``: fields of the towers that give them."""
     makers: dict[str, dict[str, Callable]] = {'towers': {}, 'objectives': {}}
     for group, made in makers.items():
         if not config[group]:
@@ -124,8 +124,9 @@ def from_config(config: Mapping[str, Any], *, remat: str | None = None) -> Model
             if not name.isidentifier() or hasattr(Model, name) or name in makers['towers']:
                 raise RecipeError(f'{where}: this name is taken or is not an identifier')
             spec = parts.freeze(spec)
-            if remat is not None and group == 'towers' and 'remat' in spec:
-                spec['remat'] = remat
+            if group == 'towers' and overrides:
+                known = parts.fields(parts.find('bigvlm.towers', spec.get('name', ''), where))
+                spec |= {field: value for field, value in overrides.items() if field in known}
             made[name] = parts.bind(f'bigvlm.{group}', spec, where)
             _check(made[name], where)
     model = Model(makers['towers'], makers['objectives'])

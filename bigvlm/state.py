@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jax.sharding import NamedSharding, PartitionSpec as P
+from jax.sharding import NamedSharding
 
 from bigvlm import optim
 from bigvlm.core import layout as layout_lib, mesh as mesh_lib, paths
@@ -25,6 +25,12 @@ class State:
     ema: Any
     collections: Any
     key: Any
+
+
+def smallest_batch() -> int:
+    """A few examples, as many as the current mesh can split: for tracing what does not depend on the batch's size."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 2 if mesh.empty else 2 * mesh_lib.batch_shards(mesh)
 
 
 def example_batch(shapes: Mapping[str, tuple[tuple[int, ...], Any]], size: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -53,7 +59,7 @@ def expected_shapes(model: Model, kind: str) -> dict[str, tuple[tuple[int, ...],
 
 def abstract_variables(model: Model, kinds: Mapping[str, Mapping[str, Any]]) -> tuple[Any, Any]:
     """(params, collections) as ShapeDtypeStructs; nothing is computed. ``kinds``: {kind: {key: (shape, dtype)}}."""
-    batches = {kind: example_batch(shapes, 2) for kind, shapes in kinds.items()}
+    batches = {kind: example_batch(shapes, smallest_batch()) for kind, shapes in kinds.items()}
     variables = dict(jax.eval_shape(lambda key, b: model.init(key, b, method='init_all'), jax.random.key(0), batches))
     return variables.pop('params'), variables
 
@@ -61,9 +67,7 @@ def abstract_variables(model: Model, kinds: Mapping[str, Mapping[str, Any]]) -> 
 def initializer(model: Model, optimizer: optim.Optimizer, kinds: Mapping[str, Mapping[str, Any]], ema: Mapping[str, float]):
     """``init(seed) -> State``; pure, to be evaluated abstractly or jitted with output layouts."""
     def init(seed):
-        mesh = jax.sharding.get_abstract_mesh()
-        size = 2 if mesh.empty else 2 * mesh_lib.batch_shards(mesh)  # the smallest that any mesh can split
-        batches = {kind: {key: np.zeros((size, *shape), dtype) for key, (shape, dtype) in shapes.items()} for kind, shapes in kinds.items()}
+        batches = {kind: {key: np.zeros((smallest_batch(), *shape), dtype) for key, (shape, dtype) in shapes.items()} for kind, shapes in kinds.items()}
         init_key, run_key = jax.random.split(jax.random.key(seed))
         variables = dict(model.init(init_key, batches, method='init_all'))
         params = variables.pop('params')
@@ -75,16 +79,12 @@ def initializer(model: Model, optimizer: optim.Optimizer, kinds: Mapping[str, Ma
 
 def shardings(state: State, stored: layout_lib.Layout, mesh) -> State:
     """The layout of every leaf of an (abstract) state. Optimizer moments and EMAs follow their parameter."""
-    def of(path, leaf):
-        spec = stored.specs.get(path, P()) if path else P()
-        return NamedSharding(mesh, spec if len(spec) <= leaf.ndim else P())
-
     flat = paths.flatten(state.params)
-    spec_of = {path: of(path, leaf) for path, leaf in flat.items()}
+    moments = {path: stored.moment(path) for path in flat}
     return State(
         step=mesh_lib.replicated(mesh),
-        params=paths.unflatten(spec_of),
-        opt=optim.state_shardings(state.opt, flat, stored.specs, mesh),
-        ema={name: {path: spec_of[path] for path in values} for name, values in state.ema.items()},
+        params=paths.unflatten(stored.shardings(mesh, flat)),
+        opt=optim.state_shardings(state.opt, flat, moments, mesh),
+        ema={name: {path: NamedSharding(mesh, moments[path]) for path in values} for name, values in state.ema.items()},
         collections=jax.tree.map(lambda _: mesh_lib.replicated(mesh), state.collections),
         key=mesh_lib.replicated(mesh))

@@ -14,7 +14,7 @@ from flax import linen as nn
 from bigvlm import model as model_lib, optim
 from bigvlm.core import flops, layout as layout_lib, mesh as mesh_lib, paths, rounds as rounds_lib
 from bigvlm.model import Model
-from bigvlm.state import State, example_batch
+from bigvlm.state import State, example_batch, smallest_batch
 
 
 def make(model: Model, optimizer: optim.Optimizer, stored: layout_lib.Layout, config: Mapping[str, Any], kind: str,
@@ -36,7 +36,7 @@ def make(model: Model, optimizer: optim.Optimizer, stored: layout_lib.Layout, co
             (loss, metrics, collections), gradient = rounds_lib.value_and_grad(
                 rounds, trainable, state.collections, batch, micro=config['micro'], teacher=teacher)
 
-            updated, opt = optimizer.update(gradient, state.opt, trainable)
+            updated, opt = optimizer.update(stored.as_moments(gradient), state.opt, stored.as_moments(trainable))
             updated = optim.clamp(updated, config['clamp'])
             if reached is not None:
                 updated = {path: new if path.split('/')[0] in reached else trainable[path] for path, new in updated.items()}
@@ -85,7 +85,7 @@ def reached_modules(model: Model, kind: str, shapes: Mapping[str, Any], params: 
             features2, collections = rounds.features2(params, collections, pairs)
         return rounds.loss(params, collections, features, features2, {name: features for name in _teachers(model, kind)})
     with nn.intercept_methods(record):
-        jax.eval_shape(run, params, collections, example_batch(shapes, 2))
+        jax.eval_shape(run, params, collections, example_batch(shapes, smallest_batch()))
     return touched
 
 
@@ -94,7 +94,7 @@ def model_flops(config: Mapping[str, Any], optimizer: optim.Optimizer, kind: str
 
     This is the numerator of MFU. A frozen tower counts forward only; dropped patches do not count.
     """
-    model = model_lib.from_config(config, remat='none')
+    model = model_lib.from_config(config, remat='none', attention='xla')  # kernels pad; the formula does not
     second = model_lib.has_second_round(model, kind)
 
     def gradient(params, collections, batch):

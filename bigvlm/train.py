@@ -20,36 +20,40 @@ import jax
 import numpy as np
 from absl import flags
 
-from bigvlm import checkpoint, figures, metrics as metrics_lib, model as model_lib, optim, recipe, report, step as step_lib, workdir
-from bigvlm.core import durations, layout as layout_lib, mesh as mesh_lib, paths
+from bigvlm import blueprint, checkpoint, figures, metrics as metrics_lib, model as model_lib, optim, recipe, report, workdir
+from bigvlm.blueprint import Blueprint, Placed
+from bigvlm.core import durations, mesh as mesh_lib
 from bigvlm.core.devices import peak_flops
 from bigvlm.core.kinds import Kinds
 from bigvlm.core.parts import RecipeError
 from bigvlm.data import pipeline
 from bigvlm.evaluate import Datasets, Evaluators
 from bigvlm.progress import Progress
-from bigvlm.state import State, abstract_variables, initializer, shardings
+from bigvlm.state import State
 
 log = logging.getLogger('bigvlm.train')
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What a recipe amounts to, with nothing allocated yet. ``shapes``: {kind: {key: (example shape, dtype)}}."""
-    config: Mapping[str, Any]
-    model: model_lib.Model
+    """What a recipe amounts to, with nothing allocated yet: its blueprint on a mesh, its data and its evaluators."""
+    placed: Placed
     datasets: Datasets
     tokenizers: Mapping[str, Any]
     evaluators: Evaluators
     kinds: Kinds
-    shapes: Mapping[str, Any]
-    optimizer: optim.Optimizer
-    total_steps: int
-    units: Mapping[str, Any]
-    mesh: jax.sharding.Mesh
-    stored: layout_lib.Layout
-    abstract: State
-    shardings: State
+
+    @property
+    def plan(self) -> Blueprint:
+        return self.placed.plan
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        return self.placed.plan.config
+
+    @property
+    def mesh(self) -> jax.sharding.Mesh:
+        return self.placed.mesh
 
 
 # 1. Abstract before concrete: parts, shapes, layouts. Whatever is wrong with a recipe is said here.
@@ -61,25 +65,13 @@ def prepare(config: Mapping[str, Any]) -> Run:
     tokenizers = pipeline.build_tokenizers(config['tokenizers'], config['data'])
     datasets = Datasets(config, tokenizers)
     shapes = {kind: example_shapes(datasets(spec['data'])) for kind, spec in config['kinds'].items()}
-    params, collections = abstract_variables(model, shapes)
-    check_tokens(model, tokenizers, config)
-
     first = next(iter(config['kinds'].values()))['data']
-    units = dict(batch=config['batch'], examples_per_epoch=len(datasets(first)))
-    total_steps = durations.steps(config['steps'], what='steps', **units)
-    units['total_steps'] = total_steps
-    optimizer = optim.build(config['optim'], params=params, **units)
-    optim.clamp(dict.fromkeys(paths.flatten(params), np.zeros(())), config['clamp'])  # its rules match something
+    plan = blueprint.make(config, model=model, shapes=shapes, examples_per_epoch=len(datasets(first)))
+    check_tokens(model, tokenizers, config)
     evaluators = Evaluators(config, model, datasets, tokenizers)
-    evaluators.check(params, collections, units)
-    intervals(config, units)
-
-    mesh = mesh_lib.make_mesh(config['mesh'])
-    recipe.check_mesh(config, mesh_lib.batch_shards(mesh))
-    stored = layout_lib.make(config['layout'], paths.flatten(params), mesh)
-    abstract = jax.eval_shape(initializer(model, optimizer, shapes, config['ema']), np.uint32(0))
-    return Run(config, model, datasets, tokenizers, evaluators, kinds, shapes, optimizer, total_steps, units, mesh, stored,
-               abstract, shardings(abstract, stored, mesh))
+    evaluators.check(plan.abstract.params, plan.abstract.collections, plan.units)
+    intervals(config, plan.units)
+    return Run(plan.on(mesh_lib.make_mesh(config['mesh'])), datasets, tokenizers, evaluators, kinds)
 
 
 def intervals(config: Mapping[str, Any], units: Mapping[str, Any]) -> dict[str, int]:
@@ -109,16 +101,11 @@ def check_tokens(model: model_lib.Model, tokenizers: Mapping[str, Any], config: 
             raise RecipeError(f'towers.{name}.eot_id: {tower.eot_id}, but tokenizers.{key} ends texts with {tokenizer.eot_id}')
 
 
-def abstract_on_mesh(run: Run) -> State:
-    """The state's shapes, types and layouts, for restoring."""
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), run.abstract, run.shardings)
-
-
 def evaluated_params(run: Run, state: State) -> Any:
     """The parameters that evaluators see: the run's own, or the EMA that ``eval_params`` names."""
     if not run.config['eval_params']:
         return state.params
-    _, frozen = optim.split(state.params, run.optimizer.trainable)
+    _, frozen = optim.split(state.params, run.plan.optimizer.trainable)
     return optim.merge(state.ema[run.config['eval_params']], frozen)
 
 
@@ -126,8 +113,8 @@ def dry_run(run: Run, differences: str) -> None:
     """Prints what would be run: config, difference from the recipe, parameters, one batch's shapes and first texts."""
     print(workdir.dump(run.config))
     print('\ndifference from the recipe:\n' + (differences or '(none)'))
-    print('\n' + layout_lib.table(paths.flatten(run.abstract.params), run.stored, run.mesh, step_lib.parameter_columns(run.optimizer)))
-    print(f'\nmesh {dict(run.mesh.shape)} of {run.mesh.size} × {run.mesh.devices.flat[0].device_kind}; {run.total_steps} steps of '
+    print('\n' + run.placed.table())
+    print(f'\nmesh {dict(run.mesh.shape)} of {run.mesh.size} × {run.mesh.devices.flat[0].device_kind}; {run.plan.total_steps} steps of '
           f'{run.config["batch"]} examples')
     for kind, spec in run.config['kinds'].items():
         stream = pipeline.Stream(run.datasets(spec['data']), min(4, run.config['batch']), workers=0)
@@ -145,29 +132,25 @@ def dry_run(run: Run, differences: str) -> None:
 
 def train(run: Run, work: workdir.Workdir) -> None:
     """Initialises or restores, and trains to the end; evaluates, saves and reports on the way."""
-    config, total = run.config, run.total_steps
+    config, total = run.config, run.plan.total_steps
     writer = metrics_lib.Writer(work.path, **{k: config['log'][k] for k in ('tensorboard', 'wandb')}, config=config)
     checkpoints = checkpoint.Checkpoints(os.path.join(work.path, 'checkpoints'), config['checkpoint']['keep'],
                                          config['checkpoint']['keep_every'])
-    every = intervals(config, run.units)
+    every = intervals(config, run.plan.units)
 
     # Initialise on the devices, each parameter where it is stored; or restore into the same layout.
     first, positions = 0, dict.fromkeys(config['kinds'], 0)
     if checkpoints.latest() is None:
-        init = jax.jit(initializer(run.model, run.optimizer, run.shapes, config['ema']), out_shardings=run.shardings)
-        state = init(np.uint32(config['seed']))
+        state = run.placed.init()(np.uint32(config['seed']))
     else:
-        state, extra, first = checkpoints.restore(abstract_on_mesh(run))
+        state, extra, first = checkpoints.restore(run.placed.state())
         check_data(run, extra['data'])
         positions = extra['positions']
         log.info('resumed from step %d (%d examples seen)', first, extra['examples_seen'])
     writer.resume(first)
 
-    steps = {}
-    for kind in config['kinds']:
-        reached = step_lib.reached_modules(run.model, kind, run.shapes[kind], run.abstract.params, run.abstract.collections)
-        steps[kind] = step_lib.jit(step_lib.make(run.model, run.optimizer, run.stored, config, kind, reached), run.mesh, run.shardings)
-    flops = {kind: step_lib.model_flops(config, run.optimizer, kind, run.shapes[kind], run.abstract) for kind in config['kinds']}
+    steps = {kind: run.placed.step(kind) for kind in config['kinds']}
+    flops = {kind: run.plan.model_flops(kind) for kind in config['kinds']}
     peak = peak_flops(run.mesh.devices.flat[0].device_kind)
     progress = Progress(total, config['batch'], peak * run.mesh.size if peak else None)
 
@@ -184,7 +167,7 @@ def train(run: Run, work: workdir.Workdir) -> None:
         saved = step
 
     def evaluate(step: int, final: bool = False) -> None:
-        due = run.evaluators.due(step=step, final=final, **run.units)
+        due = run.evaluators.due(step=step, final=final, **run.plan.units)
         if not due and not final:
             return
         if step == 0 and not config['eval_first']:
@@ -193,7 +176,7 @@ def train(run: Run, work: workdir.Workdir) -> None:
             due = list(run.evaluators.built)
         with progress.paused():
             found = {}
-            for name, value in run.evaluators.run(due, evaluated_params(run, state), state.collections, run.mesh, run.stored):
+            for name, value in run.evaluators.run(due, evaluated_params(run, state), state.collections, run.mesh, run.placed.stored):
                 if isinstance(value, float):
                     found[name] = value
                 elif jax.process_index() == 0:
@@ -337,7 +320,7 @@ def main(config):
     with workdir.open_workdir(flags.FLAGS.workdir, config, sys.orig_argv, config['resume']['allow']) as work:
         began = time.perf_counter()
         run = prepare(config)
-        work.note(total_steps=run.total_steps, recipe=recipe.name(sys.argv))
+        work.note(total_steps=run.plan.total_steps, recipe=recipe.name(sys.argv))
         work.describe_devices([d.device_kind for d in run.mesh.devices.flat])
         log.info('prepared in %.1f s', time.perf_counter() - began)
         try:

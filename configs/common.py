@@ -3,6 +3,9 @@
 # Parameters that are matrices decay; biases, norms, positions, tokens and temperatures do not (openai/CLIP, big_vision).
 DECAY = (('.*/kernel', 1.), ('.*/embedding', 1.), ('.*', 0.))
 
+# Tensor parallelism (set mesh.tensor): heads, the MLP's hidden layer and the vocabulary are split; the rest as FSDP.
+TENSOR = (('.*/(query|key|value|fc1)/(kernel|bias)', 'column'), ('.*/(out|fc2)/kernel', 'row'), ('.*/embedding', 'row'), ('.*', 'fsdp'))
+
 
 def pair_ops(image: int, length: int, area: tuple[float, float]) -> tuple[dict, ...]:
     """Decode, one random crop, tokenise."""

@@ -9,13 +9,14 @@ Settings: towers, loss and its initial values as in big_vision's released models
 """
 
 from bigvlm import recipe
+from bigvlm.towers.vit import SIZES
 from configs import common
 
 TOKENIZER = 'data/c4_en_sentencepiece.model'  # 32k SentencePiece of C4, English; big_vision's c4_en
 
 
 def get_config(arg=None):
-    arg = recipe.parse_arg(arg, smoke=False, size='B', image=224, batch=32_768, data='data/datacomp/*.tar', val='', imagenet='',
+    arg = recipe.parse_arg(arg, smoke=False, size='B', patch=16, text_size='', image=224, batch=32_768, data='data/datacomp/*.tar', val='', imagenet='',
                            tokenizer=TOKENIZER)
     c = recipe.new()
     c.about = dict(paper='SigLIP, arXiv 2303.15343', data='WebLI (private); surrogate DataComp-1B', devices=256,
@@ -23,10 +24,11 @@ def get_config(arg=None):
     c.batch, c.steps = arg.batch, '9e9 examples'
     c.mesh = dict(replica=1, data=-1, fsdp=1, tensor=1)
     c.tokenizers = dict(text=dict(name='sentencepiece', model=arg.tokenizer, eos='sticky', pad='eos', canonicalize=True))
-    width = dict(B=768, L=1024)[arg.size]
     c.towers = dict(
-        image=dict(name='vit', size=arg.size, patch=16, image=arg.image, pool='map', remat='full'),
-        text=dict(name='text', size=arg.size, vocab=32_000, length=64, pool='last', out_dim=width, remat='full'))
+        image=dict(name='vit', size=arg.size, patch=arg.patch, image=arg.image, trim=bool(arg.image % arg.patch), pool='map',
+                   remat='attended+hidden'),
+        text=dict(name='text', size=arg.text_size or arg.size, vocab=32_000, length=64, pool='last', out_dim=SIZES[arg.size][0],
+                  remat='attended+hidden'))
     c.objectives = dict(match=dict(name='sigmoid', temperature=10., bias=-10.))
     c.data = common.tar_data(arg, 64, (1., 1.))
     c.evals = common.evals(arg, 64, '5000 steps', canonicalize=True)
@@ -42,7 +44,7 @@ def smoke(c, arg):
     c.batch, c.steps = min(arg.batch, 100), '40 epochs'
     c.tokenizers.text = common.smoke_tokenizer(pad='eos')
     small = dict(size='', width=128, depth=4, heads=4, remat='none', dtype='float32')
-    c.towers.image.update(small, patch=32)
+    c.towers.image.update(small, patch=32, image=224, trim=False)
     c.towers.text.update(small, vocab=2000, length=32, out_dim=128)
     c.objectives.match.bias = -5.  # near -log(batch), as -10 is for 32k
     c.data = common.tar_data(arg, 32, (.5, 1.))

@@ -1,32 +1,55 @@
 """The step: the same numbers on every mesh, nothing for what is frozen, EMAs, teachers, kinds, clamps."""
 
+import functools
+import math
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
 
+from configs import common
+
 from bigvlm import optim, step as step_lib
 from bigvlm.core import flops, paths
 from bigvlm.core.parts import RecipeError
 from bigvlm.state import example_batch
 
-MESHES = {
-    'one': dict(data=1), 'data': dict(data=8), 'data_fsdp': dict(data=4, fsdp=2), 'all': dict(data=2, fsdp=2, tensor=2),
-    'replica': dict(replica=2, data=1, fsdp=4)}
-# Tensor parallelism of the blocks by rules; the rest as the default.
-TENSOR = (('.*/blocks/.*/(query|key|value|fc1)/kernel', (None, 'fsdp', 'tensor')),
-          ('.*/blocks/.*/(out|fc2)/kernel', (None, 'tensor', 'fsdp')), ('.*', 'fsdp'))
+# name: (mesh, layout rules, changes of the recipe)
+FSDP, ZERO1 = (('.*', 'fsdp'),), (('.*', 'zero1'),)
+TENSOR = common.TENSOR  # what recipes use: attention, MLP and vocabulary
+SETTINGS = {
+    'data': (dict(data=8), FSDP, {}),
+    'zero1': (dict(data=4, fsdp=2), ZERO1, {}),
+    'fsdp': (dict(fsdp=8), FSDP, {}),
+    'hsdp': (dict(data=2, fsdp=4), FSDP, {}),
+    'hsdp over slices': (dict(replica=2, data=2, fsdp=2), FSDP, {}),
+    'tensor': (dict(tensor=8), TENSOR, {}),
+    'data x fsdp x tensor': (dict(data=2, fsdp=2, tensor=2), TENSOR, {}),
+    'micro': (dict(data=1), FSDP, dict(micro=4)),
+    'micro, hsdp': (dict(data=2, fsdp=2), FSDP, dict(micro=4)),
+    'micro, data x fsdp x tensor': (dict(data=2, fsdp=2, tensor=2), TENSOR, dict(micro=2)),
+}
+SIXTEEN = {
+    'hsdp over slices': (dict(replica=2, data=2, fsdp=4), FSDP, {}),
+    'data x fsdp x tensor': (dict(data=4, fsdp=2, tensor=2), TENSOR, {}),
+}
 
 
-def six_steps(mesh, **changes):
+def six_steps(mesh=None, layout=FSDP, changes=None, dtype='float32'):
     """(losses, initial parameters, final parameters) of six steps on different batches, transfers to the devices forbidden."""
-    objectives = {k: dict(v, exchange='ring' if mesh in ('data', 'all') else 'all_gather') for k, v in tiny.OBJECTIVES.items()}
-    layout = TENSOR if mesh == 'all' else (('.*', 'fsdp'),)
-    s = tiny.Setting(tiny.config(objectives=objectives, layout=layout, **changes), MESHES[mesh])
+    exchange = 'ring' if math.prod((mesh or {}).values()) == 8 else 'all_gather'
+    objectives = {k: dict(v, exchange=exchange) for k, v in tiny.OBJECTIVES.items()}
+    towers = {k: dict(v, dtype=dtype) for k, v in tiny.TOWERS.items()}
+    s = tiny.Setting(tiny.config(objectives=objectives, towers=towers, layout=layout, **(changes or {})), mesh)
     state = s.init()
-    before, losses, step = jax.device_get(paths.flatten(state.params)), [], s.step()
+    before, losses = jax.device_get(paths.flatten(state.params)), []
     with jax.set_mesh(s.mesh):
+        step = s.step()
         for t in range(6):
             batch = s.put(tiny.batch(seed=t % 2))
             with jax.transfer_guard('disallow'):
@@ -35,16 +58,16 @@ def six_steps(mesh, **changes):
     return losses, before, jax.device_get(paths.flatten(state.params))
 
 
-@pytest.fixture(scope='module')
-def reference():
-    return six_steps('one')
-
-
-@pytest.mark.parametrize('mesh', [m for m in MESHES if m != 'one'])
-def test_same_losses_and_updates_on_every_mesh(mesh, reference):
-    losses, before, after = reference
+@functools.cache
+def reference(dtype='float32'):
+    losses, before, after = six_steps(dtype=dtype)
     assert losses[-1] < .9 * losses[0], 'the rate must move the loss, or equality says nothing'
-    losses_m, before_m, after_m = six_steps(mesh)
+    return losses, before, after
+
+
+def check_equal(setting):
+    losses, before, after = reference()
+    losses_m, before_m, after_m = six_steps(*setting)
     np.testing.assert_allclose(losses_m, losses, rtol=2e-5)
     for path in before:
         np.testing.assert_array_equal(before_m[path], before[path])
@@ -54,13 +77,27 @@ def test_same_losses_and_updates_on_every_mesh(mesh, reference):
         assert np.abs(update_m - update).max() <= 5e-3 * np.abs(update).max(), path
 
 
-def test_micro_batches_change_no_update(reference):
-    losses, before, after = reference
-    losses_m, _, after_m = six_steps('one', micro=4)
-    np.testing.assert_allclose(losses_m, losses, rtol=2e-5)
-    for path in before:
-        if not path.endswith('key/bias'):
-            assert np.abs(after_m[path] - after[path]).max() <= 5e-3 * np.abs(after[path] - before[path]).max(), path
+@pytest.mark.parametrize('setting', SETTINGS)
+def test_same_losses_and_updates_however_the_work_is_split(setting):
+    check_equal(SETTINGS[setting])
+
+
+def test_bfloat16_agrees_within_a_bound_however_the_work_is_split():
+    """Sums over other parts round differently, and Adam makes much of small gradients: 1 % of the losses, 10 % of the update."""
+    losses, before, after = reference('bfloat16')
+    losses_m, _, after_m = six_steps(*SETTINGS['data x fsdp x tensor'], dtype='bfloat16')
+    np.testing.assert_allclose(losses_m, losses, rtol=1e-2)
+    update, difference = (np.concatenate([(x[path] - y[path]).ravel() for path in before]) for x, y in ((after, before), (after_m, after)))
+    assert np.linalg.norm(difference) <= .1 * np.linalg.norm(update)
+
+
+@pytest.mark.slow
+def test_the_same_on_sixteen_devices():
+    program = 'import test_step\nfor setting in test_step.SIXTEEN.values(): test_step.check_equal(setting)'
+    here = os.path.dirname(__file__)
+    env = os.environ | {'XLA_FLAGS': '--xla_force_host_platform_device_count=16', 'PYTHONPATH': os.pathsep.join((here, os.path.dirname(here)))}
+    done = subprocess.run([sys.executable, '-c', program], env=env, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
 
 
 def test_frozen_tower_costs_no_backward_matmul_and_no_state():
@@ -68,16 +105,16 @@ def test_frozen_tower_costs_no_backward_matmul_and_no_state():
     free, frozen = tiny.Setting(tiny.config()), tiny.Setting(tiny.config(**changes))
 
     def cost(s):
-        return step_lib.model_flops(s.config, s.optimizer, 'pairs', s.shapes['pairs'], s.abstract)
-    tower = free.model.towers['image']()
+        return s.plan.model_flops('pairs')
+    tower = free.plan.model.towers['image']()
     images = jax.ShapeDtypeStruct((16, 32, 32, 3), jnp.uint8)
-    params = {'params': free.params['image']}
+    params = {'params': free.plan.abstract.params['image']}
     forward = flops.count(lambda p, x: tower.apply(p, x).pooled_BD, params, images)
     # A backward pass costs two products for each of the forward's, but for the first layer's input, which has no gradient.
     first_layer = 2 * 16 * 16 * (8 * 8 * 3) * 32
     assert cost(free) - cost(frozen) == 2 * forward - first_layer
-    assert any('image' in str(k) for k in optim.state_paths(free.abstract.opt, paths.flatten(free.params)))
-    owners = {owner for owner, _ in optim.state_paths(frozen.abstract.opt, paths.flatten(frozen.params)).values()}
+    assert any('image' in str(k) for k in optim.state_paths(free.plan.abstract.opt, paths.flatten(free.plan.abstract.params)))
+    owners = {owner for owner, _ in optim.state_paths(frozen.plan.abstract.opt, paths.flatten(frozen.plan.abstract.params)).values()}
     assert owners and not any(owner and owner.startswith('image/') for owner in owners)
 
     state = frozen.init()
@@ -136,12 +173,13 @@ def test_what_a_kind_does_not_reach_gets_no_update_at_all():
         name = paths.from_key_path(path)
         if '/text/' in name or 'contrast' in name:
             np.testing.assert_array_equal(old, new, err_msg=name)
-    assert step_lib.reached_modules(s.model, 'images', shapes['images'], s.params, s.collections) == {'image', 'distil'}
+    assert step_lib.reached_modules(
+        s.plan.model, 'images', shapes['images'], s.plan.abstract.params, s.plan.abstract.collections) == {'image', 'distil'}
 
 
 def test_a_missing_batch_key_is_named():
     s = tiny.Setting(tiny.config())
-    step = step_lib.make(s.model, s.optimizer, s.stored, s.config, 'pairs')
-    batch = {k: v for k, v in example_batch(s.shapes['pairs'], 16).items() if k != 'text'}
+    step = step_lib.make(s.plan.model, s.plan.optimizer, s.placed.stored, s.config, 'pairs')
+    batch = {k: v for k, v in example_batch(s.plan.shapes['pairs'], 16).items() if k != 'text'}
     with pytest.raises(RecipeError, match="no key 'text'|no 'text'"):
-        jax.eval_shape(step, s.abstract, batch)
+        jax.eval_shape(step, s.plan.abstract, batch)

@@ -3,9 +3,8 @@
 import jax
 import numpy as np
 
-from bigvlm import model as model_lib, optim, recipe, step as step_lib
-from bigvlm.core import layout as layout_lib, mesh as mesh_lib, paths
-from bigvlm.state import abstract_variables, expected_shapes, initializer, shardings
+from bigvlm import blueprint, recipe
+from bigvlm.core import mesh as mesh_lib
 
 TOWERS = dict(
     image=dict(name='vit', size='', width=32, depth=2, heads=2, patch=8, image=32, pool='map', out_dim=16, dtype='float32', remat='full'),
@@ -37,25 +36,18 @@ class Setting:
     """Everything of a step on a mesh of the first ``n`` virtual devices."""
 
     def __init__(self, config, mesh_spec=None, shapes=None):
-        self.config, self.model = config, model_lib.from_config(config)
-        self.shapes = shapes or {kind: expected_shapes(self.model, kind) for kind in config['kinds']}
-        self.params, self.collections = abstract_variables(self.model, self.shapes)
-        self.optimizer = optim.build(config['optim'], params=self.params, total_steps=100, batch=config['batch'], examples_per_epoch=1000)
         sizes = mesh_spec or dict(data=1)
+        self.config, self.plan = config, blueprint.make(config, examples_per_epoch=1000, shapes=shapes)
         self.mesh = mesh_lib.make_mesh(sizes, jax.devices()[:int(np.prod(list(sizes.values())))])
-        self.stored = layout_lib.make(config['layout'], paths.flatten(self.params), self.mesh)
-        init = initializer(self.model, self.optimizer, self.shapes, config['ema'])
-        self.abstract = jax.eval_shape(init, np.uint32(0))
-        self.shardings = shardings(self.abstract, self.stored, self.mesh)
-        self._init = jax.jit(init, out_shardings=self.shardings)
+        self.placed = self.plan.on(self.mesh)
+        self._init = self.placed.init()
 
     def init(self, seed=0):
         with jax.set_mesh(self.mesh):
             return self._init(np.uint32(seed))
 
     def step(self, kind='pairs'):
-        reached = step_lib.reached_modules(self.model, kind, self.shapes[kind], self.params, self.collections)
-        return step_lib.jit(step_lib.make(self.model, self.optimizer, self.stored, self.config, kind, reached), self.mesh, self.shardings)
+        return self.placed.step(kind)
 
     def put(self, batch):
         return mesh_lib.put_batch(batch, self.mesh, len(batch['id']))

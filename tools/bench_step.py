@@ -16,10 +16,9 @@ from absl import flags
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from bigvlm import model as model_lib, optim, recipe, step as step_lib  # noqa: E402
-from bigvlm.core import durations, layout as layout_lib, mesh as mesh_lib, paths  # noqa: E402
+from bigvlm import blueprint, recipe  # noqa: E402
+from bigvlm.core import mesh as mesh_lib  # noqa: E402
 from bigvlm.core.devices import peak_flops  # noqa: E402
-from bigvlm.state import abstract_variables, expected_shapes, initializer, shardings  # noqa: E402
 
 _EPOCH = 10 ** 9  # examples; only the schedule sees it
 
@@ -33,28 +32,19 @@ def random_batch(shapes, size: int, vocab: int, rng: np.random.Generator) -> dic
 def main(config):
     config = recipe.resolve(config)
     kind = next(iter(config['kinds']))
-    model = model_lib.from_config(config)
-    shapes = {kind: expected_shapes(model, kind)}
-    params, collections = abstract_variables(model, shapes)
-    units = dict(batch=config['batch'], examples_per_epoch=_EPOCH)
-    total = durations.steps(config['steps'], what='steps', **units)
-    optimizer = optim.build(config['optim'], params=params, total_steps=total, **units)
+    plan = blueprint.make(config, examples_per_epoch=_EPOCH)
     mesh = mesh_lib.make_mesh(config['mesh'])
-    recipe.check_mesh(config, mesh_lib.batch_shards(mesh))
-    stored = layout_lib.make(config['layout'], paths.flatten(params), mesh)
-    init = initializer(model, optimizer, shapes, config['ema'])
-    abstract = jax.eval_shape(init, np.uint32(0))
-    layouts = shardings(abstract, stored, mesh)
-    flops = step_lib.model_flops(config, optimizer, kind, shapes[kind], abstract)
+    placed = plan.on(mesh)
+    flops = plan.model_flops(kind)
 
     with jax.set_mesh(mesh):
-        state = jax.jit(init, out_shardings=layouts)(np.uint32(config['seed']))
-        vocab = min((t.vocab for t in (make() for make in model.towers.values()) if hasattr(t, 'vocab')), default=2)
+        state = placed.init()(np.uint32(config['seed']))
+        vocab = min((t.vocab for t in (make() for make in plan.model.towers.values()) if hasattr(t, 'vocab')), default=2)
         rows = mesh_lib.process_rows(mesh, config['batch'])
-        local = random_batch(shapes[kind], rows.stop - rows.start, vocab, np.random.default_rng(config['seed']))
+        local = random_batch(plan.shapes[kind], rows.stop - rows.start, vocab, np.random.default_rng(config['seed']))
         batch = mesh_lib.put_batch(local, mesh, config['batch'])
         began = time.perf_counter()
-        step = step_lib.jit(step_lib.make(model, optimizer, stored, config, kind), mesh, layouts).lower(state, batch).compile()
+        step = placed.step(kind).lower(state, batch).compile()
         print(f'compile          {time.perf_counter() - began:.1f} s')
         seconds = []
         for _ in range(flags.FLAGS.steps + 1):

@@ -4,7 +4,10 @@
 
 - ``'replicate'``: on every device;
 - ``'fsdp'``: the largest dimension that the ``fsdp`` axis divides is split over it (the first dimension of scanned
-  blocks is the layer, and is never split);
+  blocks is the layer, and is never split). With ``data=1`` this is full FSDP, with ``data`` or ``replica`` > 1 HSDP;
+- ``'zero1'``: on every device, but its moments and averages are split over ``data`` and ``fsdp`` (ZeRO stage 1);
+- ``'column'``, ``'row'``: tensor parallelism, output or input features over ``tensor``; of the other dimensions the
+  largest that fits over ``fsdp``. ``column`` splits a vector too (the bias of a column-split product), ``row`` does not;
 - a tuple with one mesh axis, tuple of axes or None per dimension, e.g. ``(None, 'fsdp', 'tensor')``.
 
 *Used*: inside the forward pass ``fsdp`` is gathered and ``tensor`` kept, in the compute dtype. The change from the one
@@ -31,53 +34,121 @@ _SCANNED = 'blocks'  # the path component of parameters that are stacked over la
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """The stored PartitionSpec of every parameter path on a mesh, and what could not be done as asked."""
+    """The stored PartitionSpec of every parameter path on a mesh, that of its moments, and what could not be done as asked."""
     specs: Mapping[str, P]
     notes: tuple[str, ...] = ()
+    moments: Mapping[str, P] = dataclasses.field(default_factory=dict)
+
+    def moment(self, path: str) -> P:
+        """How the optimizer's moments and the averages of a parameter are stored."""
+        return self.moments.get(path, self.specs[path])
 
     def shardings(self, mesh, flat: Mapping[str, Any]) -> dict[str, NamedSharding]:
         return {path: NamedSharding(mesh, self.specs[path]) for path in flat}
+
+    def as_moments(self, flat: Mapping[str, Any]) -> dict[str, Any]:
+        """``{path: array}`` where it is to be updated. For ZeRO-1 that is a part on each device, so that gradients are
+        reduce-scattered and only the updated parameters are gathered."""
+        if jax.sharding.get_abstract_mesh().empty:
+            return dict(flat)
+        return {path: jax.lax.with_sharding_constraint(x, self.moments[path]) if path in self.moments else x
+                for path, x in flat.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Parameter:
+    """One parameter while its layout is made. ``first``: the first dimension that may be split."""
+    path: str
+    shape: tuple[int, ...]
+    mesh: Any
+    notes: list[str]
+
+    @property
+    def first(self) -> int:
+        return 1 if _SCANNED in self.path.split('/') else 0
+
+    @property
+    def is_vector(self) -> bool:
+        return len(self.shape) - self.first < 2
+
+    def ways(self, axes: tuple[str, ...]) -> int:
+        return math.prod(self.mesh.shape[a] for a in axes)
+
+    def note(self, text: str) -> None:
+        self.notes.append(f'{self.path} {self.shape}: {text}')
+
+    def largest(self, axes: tuple[str, ...], taken: dict[int, Any]) -> dict[int, Any]:
+        """``taken`` {dimension: axes}, and the largest free dimension that divides over ``axes``, if there is one."""
+        ways = self.ways(axes)
+        free = [d for d in range(self.first, len(self.shape)) if d not in taken]
+        if ways == 1 or self.is_vector or not free:
+            return taken  # vectors are small: splitting them costs a collective and saves nothing
+        fits = [d for d in free if self.shape[d] % ways == 0]
+        if not fits:
+            self.note(f'no {"other " if taken else ""}dimension divides by {"×".join(axes)}={ways}; replicated')
+            return taken
+        return taken | {max(fits, key=lambda d: self.shape[d]): axes if len(axes) > 1 else axes[0]}
+
+    def tensor(self, dimension: int) -> dict[int, Any]:
+        ways = self.ways(('tensor',))
+        if ways == 1:
+            return {}
+        if self.shape[dimension] % ways:
+            self.note(f'dimension {dimension} does not divide by tensor={ways}; replicated there')
+            return {}
+        return {dimension: 'tensor'}
+
+    def spec(self, taken: dict[int, Any]) -> P:
+        return P(*(taken.get(d) for d in range(len(self.shape)))) if taken else P()
+
+
+def _fsdp(p: _Parameter) -> dict[int, Any]:
+    return p.largest(('fsdp',), {})
+
+
+def _column(p: _Parameter) -> dict[int, Any]:
+    return p.largest(('fsdp',), p.tensor(len(p.shape) - 1)) if len(p.shape) > p.first else {}
+
+
+def _row(p: _Parameter) -> dict[int, Any]:
+    return {} if p.is_vector else p.largest(('fsdp',), p.tensor(p.first))
+
+
+_STRATEGIES = {'replicate': lambda p: {}, 'fsdp': _fsdp, 'zero1': lambda p: {}, 'column': _column, 'row': _row}
 
 
 def make(rules: Sequence[Sequence[Any]], shapes: Mapping[str, Any], mesh) -> Layout:
     """Resolves ``rules`` for every path of ``shapes`` ({path: array or ShapeDtypeStruct}) on ``mesh``."""
     strategies = paths.match(rules, shapes, what='layout')
-    specs, notes = {}, []
+    specs, moments, notes = {}, {}, []
     for path, strategy in strategies.items():
-        specs[path] = _spec(path, strategy, shapes[path].shape, mesh, notes)
-    return Layout(specs, tuple(notes))
+        parameter = _Parameter(path, tuple(shapes[path].shape), mesh, notes)
+        if isinstance(strategy, str) and strategy in _STRATEGIES:
+            specs[path] = parameter.spec(_STRATEGIES[strategy](parameter))
+        else:
+            specs[path] = _by_dimension(parameter, strategy)
+        if strategy == 'zero1' and (split := parameter.largest(('data', 'fsdp'), {})):
+            moments[path] = parameter.spec(split)
+    return Layout(specs, tuple(notes), moments)
 
 
-def _spec(path: str, strategy: Any, shape: tuple[int, ...], mesh, notes: list[str]) -> P:
-    first = 1 if _SCANNED in path.split('/') else 0
-    if strategy == 'replicate':
-        return P()
-    if strategy == 'fsdp':
-        size = mesh.shape['fsdp']
-        fits = [d for d in range(first, len(shape)) if shape[d] % size == 0]
-        if size == 1 or len(shape) - first < 2:
-            return P()  # vectors are small: splitting them costs a collective and saves nothing
-        if not fits:
-            notes.append(f'{path} {shape}: no dimension divides by fsdp={size}; replicated')
-            return P()
-        largest = max(fits, key=lambda d: shape[d])
-        return P(*(('fsdp' if d == largest else None) for d in range(len(shape))))
-    if not isinstance(strategy, tuple) or len(strategy) != len(shape):
-        raise RecipeError(f'layout: {path} has shape {shape}; {strategy!r} must be "replicate", "fsdp" or one axis per dimension')
+def _by_dimension(p: _Parameter, strategy: Any) -> P:
+    if not isinstance(strategy, tuple) or len(strategy) != len(p.shape):
+        names = ', '.join(f'"{name}"' for name in _STRATEGIES)
+        raise RecipeError(f'layout: {p.path} has shape {p.shape}; {strategy!r} must be {names} or one axis per dimension')
     resolved, seen = [], []
     for d, axes in enumerate(strategy):
         named = () if axes is None else (axes,) if isinstance(axes, str) else tuple(axes)
         unknown = set(named) - set(mesh_lib.AXES)
         if unknown:
-            raise RecipeError(f'layout: {path}: unknown mesh axis {sorted(unknown)[0]!r} (valid: {", ".join(mesh_lib.AXES)})')
+            raise RecipeError(f'layout: {p.path}: unknown mesh axis {sorted(unknown)[0]!r} (valid: {", ".join(mesh_lib.AXES)})')
         seen += named
         if twice := [a for a in named if seen.count(a) > 1]:
-            raise RecipeError(f'layout: {path}: {strategy!r} names the axis {twice[0]!r} twice')
-        if named and d < first:
-            raise RecipeError(f'layout: {path}: {strategy!r} splits dimension 0, which counts the layers and is not split')
-        ways = math.prod(mesh.shape[a] for a in named)
-        if shape[d] % ways:
-            notes.append(f'{path} {shape}: dimension {d} does not divide by {"×".join(named)}={ways}; replicated there')
+            raise RecipeError(f'layout: {p.path}: {strategy!r} names the axis {twice[0]!r} twice')
+        if named and d < p.first:
+            raise RecipeError(f'layout: {p.path}: {strategy!r} splits dimension 0, which counts the layers and is not split')
+        if p.shape[d] % p.ways(named):
+            p.note(f'dimension {d} does not divide by {"×".join(named)}={p.ways(named)}; replicated there')
             axes = None
         resolved.append(axes)
     return P(*resolved)

@@ -1,4 +1,4 @@
-"""Multi-head attention on ``jax.nn.dot_product_attention``, by platform.
+"""Multi-head attention: the plain formula, cuDNN's kernel on GPUs, jax's Pallas kernel on TPUs.
 
 B batch, T queries, S keys, W width, N heads, H head width.
 """
@@ -9,11 +9,15 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 
+from bigvlm.core import platform
 from bigvlm.core.parts import RecipeError
+from bigvlm.nn import splash
 
 
-IMPLEMENTATIONS = ('auto', 'xla', 'cudnn')
+IMPLEMENTATIONS = ('auto', 'xla', 'cudnn', 'splash')
+SPLASH_FROM = 512  # tokens; see docs/benchmarks.md, "Attention on TPUs"
 
 
 def _cudnn_can(query_BTNH, key_BSNH, masked: bool) -> bool:
@@ -23,15 +27,27 @@ def _cudnn_can(query_BTNH, key_BSNH, masked: bool) -> bool:
     return half and head % 8 == 0 and head <= 128 and not (masked and any(n % 2 for n in lengths))
 
 
+def choose(query_BTNH, key_BSNH, masked: bool) -> str:
+    """What 'auto' is, on the platform of the current mesh."""
+    target = platform.current()
+    if target == 'gpu' and _cudnn_can(query_BTNH, key_BSNH, masked):
+        return 'cudnn'
+    if target == 'tpu' and min(query_BTNH.shape[1], key_BSNH.shape[1]) >= SPLASH_FROM:
+        return 'splash'
+    return 'xla'
+
+
 def attend(query_BTNH, key_BSNH, value_BSNH, *, mask_BS=None, causal: bool = False, implementation: str = 'auto'):
     """Scaled dot-product attention -> [B, T, N, H]; the softmax is float32.
 
-    ``implementation``: 'xla', 'cudnn' or 'auto' (cuDNN on a GPU where it can, else XLA).
+    ``implementation``: 'xla', 'cudnn' (GPUs), 'splash' (TPUs), or 'auto': cuDNN on a GPU where it can, splash on a TPU for
+    sequences of at least SPLASH_FROM tokens, else XLA.
     ``mask_BS``: True where a key may be attended to.
     """
     if implementation == 'auto':
-        cudnn = jax.default_backend() == 'gpu' and _cudnn_can(query_BTNH, key_BSNH, mask_BS is not None)
-        implementation = 'cudnn' if cudnn else 'xla'
+        implementation = choose(query_BTNH, key_BSNH, mask_BS is not None)
+    if implementation == 'splash':
+        return splash.attend(query_BTNH, key_BSNH, value_BSNH, mask_BS=mask_BS, causal=causal)
     mask = None if mask_BS is None else mask_BS[:, None, None, :]
     return jax.nn.dot_product_attention(query_BTNH, key_BSNH, value_BSNH, mask=mask, is_causal=causal,
                                         implementation=implementation)
@@ -56,8 +72,9 @@ class Attention(nn.Module):
 
         def project(name, x_BLW):
             y_BLW = nn.Dense(width, self.bias, self.dtype, kernel_init=self.kernel_init, name=name)(x_BLW)
-            return rearrange(y_BLW, 'b l (n h) -> b l n h', n=self.heads)
+            return rearrange(checkpoint_name(y_BLW, 'qkv'), 'b l (n h) -> b l n h', n=self.heads)
 
         x_BTNH = attend(project('query', query_BTW), project('key', key_BSW), project('value', key_BSW),
                         mask_BS=mask_BS, causal=self.causal, implementation=self.implementation)
-        return nn.Dense(width, self.bias, self.dtype, kernel_init=self.out_init, name='out')(rearrange(x_BTNH, 'b t n h -> b t (n h)'))
+        x_BTW = checkpoint_name(rearrange(x_BTNH, 'b t n h -> b t (n h)'), 'context')
+        return nn.Dense(width, self.bias, self.dtype, kernel_init=self.out_init, name='out')(x_BTW)

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 
 from bigvlm.core import layout, mesh
 from bigvlm.core.parts import RecipeError
@@ -22,6 +23,10 @@ ACTIVATIONS: dict[str, Callable] = {
     'quick_gelu': lambda x: x * jax.nn.sigmoid(1.702 * x),  # OpenAI's CLIP
     'relu': jax.nn.relu,
 }
+
+# Activations of a block by name, per token and layer: the queries, keys and values (3 widths), what attention gives before
+# its output projection (1), the tokens after attention (1), the MLP's hidden layer before its activation (mlp_ratio).
+NAMES = ('qkv', 'context', 'attended', 'hidden')
 
 # Of jax.checkpoint_policies, those that need no arguments.
 POLICIES = ('nothing_saveable', 'dots_with_no_batch_dims_saveable', 'dots_saveable', 'everything_saveable')
@@ -44,11 +49,20 @@ def choose(table: dict[str, Any], key: str, field: str) -> Any:
 
 
 def remat_policy(name: str):
-    """'none', 'full', or a policy of ``jax.checkpoint_policies`` -> (rematerialise at all, policy)."""
-    choose(dict.fromkeys(('none', 'full', *POLICIES)), name, 'remat')
+    """What a block keeps for its backward pass -> (rematerialise at all, policy).
+
+    'none': everything; 'full': its input only; names of NAMES joined by '+': its input and those activations; or a policy
+    of ``jax.checkpoint_policies``.
+    """
     if name in ('none', 'full'):
         return name == 'full', None
-    return True, getattr(jax.checkpoint_policies, name)
+    if name in POLICIES:
+        return True, getattr(jax.checkpoint_policies, name)
+    names = name.split('+')
+    if len(set(names)) < len(names) or not set(names) <= set(NAMES):
+        raise RecipeError(f'remat: unknown value {name!r} (valid: none, full, {", ".join(POLICIES)}, or some of {", ".join(NAMES)} '
+                          "joined by '+')")
+    return True, jax.checkpoint_policies.save_only_these_names(*names)
 
 
 def check(tower: nn.Module) -> None:
@@ -74,6 +88,7 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x_BLW):
         x_BLM = nn.Dense(self.hidden, dtype=self.dtype, kernel_init=self.in_init, name='fc1')(x_BLW)
+        x_BLM = checkpoint_name(x_BLM, 'hidden')
         x_BLM = choose(ACTIVATIONS, self.activation, 'activation')(x_BLM)
         return nn.Dense(x_BLW.shape[-1], dtype=self.dtype, kernel_init=self.out_init, name='fc2')(x_BLM)
 
@@ -109,6 +124,7 @@ class Block(nn.Module):
         x_BLW = mesh.constrain_batch(x_BLW)
         attention = Attention(self.heads, qkv, out, self.causal, dtype=self.dtype, implementation=self.implementation, name='attention')
         x_BLW = add(x_BLW, attention(norm(name='norm1')(x_BLW), mask_BS=mask_BL), 0)
+        x_BLW = checkpoint_name(x_BLW, 'attended')
         mlp = Mlp(self.hidden, self.activation, fc1, fc2, self.dtype, name='mlp')
         x_BLW = mesh.constrain_batch(add(x_BLW, mlp(norm(name='norm2')(x_BLW)), 1))
         return x_BLW, (x_BLW if self.collect else None)

@@ -47,6 +47,8 @@ class ViT(nn.Module):
     Fields:
         size: one of SIZES, or '' with ``width``, ``depth``, ``heads`` (and ``mlp_dim``) given; those override the size's.
         patch, image: patch side, and the image side whose grid learned positions are stored at (others are resampled).
+        trim: whether images whose side is no multiple of the patch lose their last rows and columns of pixels, as under a strided
+            convolution (SigLIP So400m/14 at 384 pixels sees 378); otherwise they are an error.
         pool: 'cls' (a class token is added), 'gap' (mean of the tokens) or 'map' (attention pooling).
         out_dim: width of a last projection, 0 for none; ``out_bias`` its bias.
         position: 'learned' or 'sincos2d'.
@@ -59,6 +61,7 @@ class ViT(nn.Module):
     size: str = 'B'
     patch: int = 16
     image: int = 224
+    trim: bool = False
     pool: str = 'map'
     out_dim: int = 0
     out_bias: bool = True
@@ -94,8 +97,8 @@ class ViT(nn.Module):
         width, _, _, heads = self.dims()
         if width % heads:
             raise RecipeError(f'heads: {heads} heads do not divide the width {width}')
-        if self.patch < 1 or self.image < 1 or self.image % self.patch:
-            raise RecipeError(f'image: a side of {self.image} is not a multiple of the patch side {self.patch}')
+        if self.patch < 1 or self.image < self.patch or self.image % self.patch and not self.trim:
+            raise RecipeError(f'image: a side of {self.image} is not a multiple of the patch side {self.patch} (trim=True cuts it)')
         choose(dict.fromkeys(('cls', 'gap', 'map')), self.pool, 'pool')
         choose(dict.fromkeys(('learned', 'sincos2d')), self.position, 'position')
         if self.position == 'sincos2d':
@@ -144,6 +147,8 @@ class ViT(nn.Module):
             image_BHWC = image_BHWC.astype(jnp.float32) / 255.
         image_BHWC = (image_BHWC - jnp.asarray(self.mean, jnp.float32)) / jnp.asarray(self.std, jnp.float32)
         rows, columns = image_BHWC.shape[1] // self.patch, image_BHWC.shape[2] // self.patch
+        if self.trim:
+            image_BHWC = image_BHWC[:, :rows * self.patch, :columns * self.patch]
         if (rows * self.patch, columns * self.patch) != image_BHWC.shape[1:3]:
             height, width_ = image_BHWC.shape[1:3]
             raise RecipeError(f'patch: images of {height}×{width_} are not cut evenly by patches of {self.patch}')

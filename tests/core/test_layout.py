@@ -56,6 +56,30 @@ def test_rules_by_axis_and_their_notes():
     assert notes == ('image/out/kernel (8, 6): dimension 1 does not divide by fsdp=4; replicated there',)
 
 
+def test_tensor_parallelism_by_column_and_row():
+    """Columns: the last dimension, and the bias with it; rows: the first own one; fsdp takes what is left and fits."""
+    mesh = mesh_lib.abstract_mesh(dict(data=-1, fsdp=2, tensor=4), 16)
+    found, notes = specs(('.*/fc1/.*', 'column'), ('image/out/.*', 'row'), ('image/odd/kernel', 'column'), ('.*', 'replicate'), mesh=mesh)
+    assert found == {
+        'image/encoder/blocks/mlp/fc1/kernel': P(None, 'fsdp', 'tensor'), 'image/encoder/blocks/mlp/fc1/bias': P(None, 'tensor'),
+        'image/encoder/blocks/odd/kernel': P(), 'image/out/kernel': P('tensor', 'fsdp'), 'image/out/bias': P(),
+        'image/odd/kernel': P(), 't': P()}
+    assert notes == ('image/odd/kernel (3, 5): dimension 1 does not divide by tensor=4; replicated there',
+                     'image/odd/kernel (3, 5): no dimension divides by fsdp=2; replicated')
+    one = mesh_lib.abstract_mesh(dict(data=-1, fsdp=2), 16)
+    found, _ = specs(('.*/fc1/.*', 'column'), ('.*', 'row'), mesh=one)
+    assert found['image/encoder/blocks/mlp/fc1/kernel'] == P(None, None, 'fsdp') and found['t'] == P()
+
+
+def test_zero1_splits_moments_and_averages_only():
+    mesh = mesh_lib.abstract_mesh(dict(replica=2, data=2, fsdp=2), 8)
+    made = layout_lib.make((('.*', 'zero1'),), SHAPES, mesh)
+    assert set(made.specs.values()) == {P()}
+    assert made.moment('image/encoder/blocks/mlp/fc1/kernel') == P(None, None, ('data', 'fsdp'))
+    assert made.moment('image/out/kernel') == P(('data', 'fsdp'), None) and made.moment('image/out/bias') == P()
+    assert made.notes[0].endswith('no dimension divides by data×fsdp=4; replicated')
+
+
 @pytest.mark.parametrize('rules, message', [
     ((('.*/kernel', (None, 'model', None)), ('.*', 'fsdp')),
      "layout: image.*: unknown mesh axis 'model' .valid: replica, data, fsdp, tensor"),
@@ -64,7 +88,7 @@ def test_rules_by_axis_and_their_notes():
     ((('image/out/kernel', ('fsdp', 'fsdp')), ('.*', 'fsdp')), "layout: image/out/kernel: .*'fsdp' twice"),
     ((('.*/blocks/mlp/fc1/kernel', ('fsdp', None, None)), ('.*', 'fsdp')),
      'layout: image/.*/fc1/kernel: .*layers.*not split'),
-    ((('.*', 'fdsp'),), '"replicate", "fsdp" or one axis per dimension'),
+    ((('.*', 'fdsp'),), '"replicate", "fsdp", "zero1", "column", "row" or one axis per dimension'),
     ((('.*', ('fsdp', None)),), 'one axis per dimension'),
     ((('text/.*', 'fsdp'), ('.*', 'fsdp')), "layout: the rule 'text/.*' matches no parameter"),
     ((('image/.*', 'fsdp'),), "layout: no rule covers the parameter 't'")])

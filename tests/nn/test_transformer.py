@@ -118,6 +118,18 @@ def test_rematerialisation_changes_cost_but_no_value_or_gradient():
                 assert reference.relative(b, a) < 1e-5, path
 
 
+def test_every_named_activation_saves_what_it_stands_for():
+    """FLOPs of the forward pass that are not repeated, per layer: what a name's own product costs."""
+    cost = {remat: flops.count(compiled(remat=remat).__wrapped__, params(), X_BLW) for remat in (
+        'none', 'full', *transformer.NAMES, 'qkv+context+attended+hidden')}
+    (b, l, w), m = X_BLW.shape, 4 * X_BLW.shape[-1]
+    product = DEPTH * 2 * b * l * w
+    saved = {name: cost['full'] - cost[name] for name in transformer.NAMES}
+    attention = 2 * DEPTH * 2 * b * l * l * w  # scores, and their product with the values
+    assert saved == {'qkv': 3 * product * w, 'context': attention // 2, 'attended': product * w, 'hidden': product * m}
+    assert cost['qkv+context+attended+hidden'] == cost['none'] + attention // 2, 'scores are never kept'
+
+
 def test_causal_tokens_do_not_depend_on_later_ones():
     changed = X_BLW.copy()
     changed[:, 3:] = X_BLW[:, 1::-1]  # (a shift of a whole token is nothing to the norms)
@@ -168,7 +180,8 @@ def test_initial_values():
 
 
 @pytest.mark.parametrize('fields, message', [
-    (dict(remat='ful'), "remat: unknown value 'ful' .*everything_saveable"),
+    (dict(remat='ful'), "remat: unknown value 'ful' .*everything_saveable, or some of qkv, .* joined by"),
+    (dict(remat='qkv+qkv'), "remat: unknown value 'qkv.qkv'"),
     (dict(activation='gelu2'), "activation: unknown value 'gelu2' .*quick_gelu"),
     (dict(init_scheme='he'), "init_scheme: unknown value 'he' .valid: xavier, clip"),
     (dict(heads=3), 'heads: 3 heads do not divide the width 8')])

@@ -155,7 +155,7 @@ def test_every_size_is_consistent_and_can_be_overridden():
     (dict(size='XL'), "^size: unknown value 'XL' .valid: mu, Ti, S"),
     (dict(size=''), '^size: give one of mu, .*, or width, depth and heads$'),
     (dict(heads=5), '^heads: 5 heads do not divide the width 768$'),
-    (dict(image=225), '^image: a side of 225 is not a multiple of the patch side 16$'),
+    (dict(image=225), '^image: a side of 225 is not a multiple of the patch side 16 .trim=True cuts it.$'),
     (dict(patch=0), '^image: .*patch side 0'),
     (dict(pool='tok'), "^pool: unknown value 'tok' .valid: cls, gap, map"),
     (dict(position='rope'), "^position: unknown value 'rope' .valid: learned, sincos2d"),
@@ -174,6 +174,15 @@ def test_impossible_fields_are_named_before_anything_runs(fields, message):
     with pytest.raises(RecipeError, match=message) as error:
         ViT(**fields).check()
     assert '\n' not in str(error.value)
+
+
+def test_trimmed_images_lose_their_last_rows_and_columns():
+    image_BHWC = np.random.default_rng(0).integers(0, 256, (2, 10, 10, 3), np.uint8)
+    small = dict(size='', width=8, depth=1, heads=2, patch=4, dtype='float32')
+    trimmed, even = ViT(image=10, trim=True, **small), ViT(image=8, **small)
+    params = even.init(jax.random.key(0), image_BHWC[:, :8, :8])
+    assert jax.tree.map(jnp.shape, trimmed.init(jax.random.key(0), image_BHWC)) == jax.tree.map(jnp.shape, params)
+    np.testing.assert_array_equal(trimmed.apply(params, image_BHWC).pooled_BD, even.apply(params, image_BHWC[:, :8, :8]).pooled_BD)
 
 
 def test_images_must_be_cut_evenly():
