@@ -63,7 +63,10 @@ def _teachers(model: Model, kind: str) -> set[str]:
 
 def jit(step: Callable, mesh, state_shardings: State):
     """The step with its layouts: the state stays where it is stored (and is donated), batches over the batch axes."""
-    return jax.jit(step, in_shardings=(state_shardings, mesh_lib.batch_sharding(mesh)),
+    def on_mesh(state, batch):
+        with mesh_lib.activate(mesh):
+            return step(state, batch)
+    return jax.jit(on_mesh, in_shardings=(state_shardings, mesh_lib.batch_sharding(mesh)),
                    out_shardings=(state_shardings, mesh_lib.replicated(mesh)), donate_argnums=0)
 
 

@@ -22,14 +22,14 @@ def get_config(arg=None):
                    expected='ImageNet zero-shot top-1 63.3 (openai weights, open_clip results table), not yet run')
     c.batch, c.steps = arg.batch, '32 epochs'
     c.mesh = dict(replica=1, data=-1, fsdp=1, tensor=1)
-    clip = dict(activation='quick_gelu', norm_eps=1e-5, init_scheme='clip', out_dim=512, out_bias=False, remat='full')
+    clip = dict(activation='quick_gelu', norm_eps=1e-5, init_scheme='clip', out_dim=512, out_bias=False, remat='named')
     c.tokenizers = dict(text=dict(name='clip_bpe', model=arg.tokenizer))
     c.towers = dict(
         image=dict(name='vit', size='B', patch=arg.patch, image=arg.image, pool='cls', pre_norm=True, patch_bias=False,
                    mean=(.48145466, .4578275, .40821073), std=(.26862954, .26130258, .27577711), **clip),
         text=dict(name='text', vocab=49_408, length=77, size='', width=512, depth=12, heads=8, causal=True, pool='eot',
                   eot_id=49_407, pad_id=0, **clip))
-    c.objectives = dict(contrast=dict(name='contrastive', temperature=.07))
+    c.objectives = dict(contrast=dict(name='contrastive', temperature=.07, dtype='bfloat16'))
     c.clamp = (('contrast/t', 0., log(100.)),)
     c.data = common.tar_data(arg, 77, (.9, 1.))
     c.evals = common.evals(arg, 77, '2000 steps')
@@ -48,6 +48,7 @@ def smoke(c, arg):
     small = dict(size='', width=128, depth=4, heads=4, out_dim=128, remat='none', dtype='float32')
     c.towers.image.update(small)
     c.towers.text.update(small, vocab=2000, length=32, eot_id=1, pad_id=0)
+    c.objectives.contrast.dtype = None
     c.data = common.tar_data(arg, 32, (.5, 1.))
     c.evals = common.evals(arg, 32, '10 epochs')
     c.optim.update(lr=1e-3, weight_decay=.2, clip=1.)

@@ -26,10 +26,10 @@ def get_config(arg=None):
     c.tokenizers = dict(text=dict(name='sentencepiece', model=arg.tokenizer, eos='sticky', pad='eos', canonicalize=True))
     c.towers = dict(
         image=dict(name='vit', size=arg.size, patch=arg.patch, image=arg.image, trim=bool(arg.image % arg.patch), pool='map',
-                   remat='attended+hidden'),
+                   remat='named'),
         text=dict(name='text', size=arg.text_size or arg.size, vocab=32_000, length=64, pool='last', out_dim=SIZES[arg.size][0],
-                  remat='attended+hidden'))
-    c.objectives = dict(match=dict(name='sigmoid', temperature=10., bias=-10.))
+                  remat='named'))
+    c.objectives = dict(match=dict(name='sigmoid', temperature=10., bias=-10., dtype='bfloat16'))
     c.data = common.tar_data(arg, 64, (1., 1.))
     c.evals = common.evals(arg, 64, '5000 steps', canonicalize=True)
     c.optim = dict(name='adafactor', lr=1e-3, momentum=.9, b2_cap=.95, weight_decay=1e-4, clip=1., decay_by='schedule',
@@ -46,7 +46,7 @@ def smoke(c, arg):
     small = dict(size='', width=128, depth=4, heads=4, remat='none', dtype='float32')
     c.towers.image.update(small, patch=32, image=224, trim=False)
     c.towers.text.update(small, vocab=2000, length=32, out_dim=128)
-    c.objectives.match.bias = -5.  # near -log(batch), as -10 is for 32k
+    c.objectives.match.update(bias=-5., dtype=None)  # near -log(batch), as -10 is for 32k
     c.data = common.tar_data(arg, 32, (.5, 1.))
     c.evals = common.evals(arg, 32, '10 epochs')
     c.optim = dict(name='adamw', lr=1e-3, b1=.9, b2=.95, weight_decay=1e-4, clip=1., decay_by='schedule',

@@ -13,12 +13,13 @@ ROOT = pathlib.Path(__file__).parent.parent
 LEVELS = (
     ('core',), ('nn', 'figures', 'schedules'), ('towers', 'fusion', 'decoders', 'optim'), ('objectives', 'model'),
     ('state', 'recipe', 'data', 'metrics', 'progress', 'workdir', 'checkpoint'),
-    ('step', 'evals', 'report'), ('blueprint', 'evaluate'), ('train',))
+    ('step', 'evals', 'report'), ('blueprint', 'evaluate'), ('plan', 'train'))
 FORBIDDEN = {
     'objectives': ('towers', 'optim', 'figures', 'schedules'), 'model': ('towers', 'optim'),
     'data': ('nn', 'model', 'optim'),
     'evals': ('nn', 'towers', 'fusion', 'decoders', 'objectives', 'model', 'state', 'optim'),
-    'report': ('nn', 'model', 'state', 'data')}
+    'report': ('nn', 'model', 'state', 'data'),
+    'plan': ('data', 'evals', 'report', 'checkpoint', 'workdir', 'evaluate')}
 
 # ``python -m bigvlm.evaluate`` sets a run up as the trainer does, which calls the evaluators: its main imports it late.
 EXCEPT = ('bigvlm.evaluate', 'bigvlm.train')

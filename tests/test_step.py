@@ -17,6 +17,7 @@ from configs import common
 from bigvlm import optim, step as step_lib
 from bigvlm.core import flops, paths
 from bigvlm.core.parts import RecipeError
+from bigvlm.plan import hlo
 from bigvlm.state import example_batch
 
 # name: (mesh, layout rules, changes of the recipe)
@@ -31,7 +32,9 @@ SETTINGS = {
     'tensor': (dict(tensor=8), TENSOR, {}),
     'data x fsdp x tensor': (dict(data=2, fsdp=2, tensor=2), TENSOR, {}),
     'micro': (dict(data=1), FSDP, dict(micro=4)),
+    'micro, data': (dict(replica=2, data=2), FSDP, dict(micro=4)),
     'micro, hsdp': (dict(data=2, fsdp=2), FSDP, dict(micro=4)),
+    'micro, hsdp over slices': (dict(replica=2, fsdp=2), FSDP, dict(micro=2)),
     'micro, data x fsdp x tensor': (dict(data=2, fsdp=2, tensor=2), TENSOR, dict(micro=2)),
 }
 SIXTEEN = {
@@ -183,3 +186,26 @@ def test_a_missing_batch_key_is_named():
     batch = {k: v for k, v in example_batch(s.plan.shapes['pairs'], 16).items() if k != 'text'}
     with pytest.raises(RecipeError, match="no key 'text'|no 'text'"):
         jax.eval_shape(step, s.plan.abstract, batch)
+
+
+def collectives(mesh, micro):
+    """Of the compiled step."""
+    s = tiny.Setting(tiny.config(micro=micro), mesh)
+    with jax.set_mesh(s.mesh):
+        program = s.step().lower(s.placed.state(), s.placed.batch('pairs')).compile().as_text()
+    found = hlo.collectives(program, dict(s.mesh.shape))
+    assert not found.unknown
+    return found
+
+
+def test_splitting_into_micro_batches_adds_no_collective():
+    """Data parallel: not one execution, not one byte more. With fsdp weights are gathered, and gradients scattered, for every
+    micro-batch, but nothing else moves: no batch, no activation."""
+    mesh = dict(replica=2, data=4)
+    whole, parts = collectives(mesh, 1), collectives(mesh, 2)
+    assert whole.bytes > 0 and parts.bytes <= whole.bytes + 64, 'more than a few scalars'
+    assert sum(c.times for c in parts.collectives) <= sum(c.times for c in whole.collectives)
+    mesh = dict(data=2, fsdp=4)
+    whole, parts = collectives(mesh, 1), collectives(mesh, 2)
+    assert {c.kind for c in parts.collectives} <= {c.kind for c in whole.collectives}
+    assert parts.bytes <= 3 * whole.bytes, "two forward passes and a backward one for each of two"

@@ -41,7 +41,7 @@ def main(config):
         state = placed.init()(np.uint32(config['seed']))
         vocab = min((t.vocab for t in (make() for make in plan.model.towers.values()) if hasattr(t, 'vocab')), default=2)
         rows = mesh_lib.process_rows(mesh, config['batch'])
-        local = random_batch(plan.shapes[kind], rows.stop - rows.start, vocab, np.random.default_rng(config['seed']))
+        local = random_batch(plan.shapes[kind], len(rows), vocab, np.random.default_rng(config['seed']))
         batch = mesh_lib.put_batch(local, mesh, config['batch'])
         began = time.perf_counter()
         step = placed.step(kind).lower(state, batch).compile()

@@ -30,7 +30,7 @@ def _equation(eqn) -> int:
         kernel = eqn.invars[1].aval.shape
         out_features = kernel[params['dimension_numbers'].rhs_spec[0]]
         return 2 * math.prod(eqn.outvars[0].aval.shape) * math.prod(kernel) // out_features
-    if name.startswith('dot_product_attention_') and not name.endswith('_wrapper'):
+    if name in ('dot_product_attention_fwd_wrapper', 'dot_product_attention_bwd_wrapper'):
         (b, t, n, h), s = eqn.invars[0].aval.shape, eqn.invars[1].aval.shape[1]
         return (5 if '_bwd' in name else 2) * 2 * b * n * t * s * h
     times = 1

@@ -8,7 +8,8 @@ With N micro-batches: the per-example rounds without gradient, one global loss a
 vector-Jacobian product per micro-batch, walking the rounds in reverse. Nothing is approximated: the sum of the products
 is the full batch's gradient, provided that no per-example round depends on the shape of the batch.
 
-Micro-batches take every N-th example, so that each device keeps its own (contiguous ones would all-gather the batch).
+Micro-batches take every N-th example, so that each device keeps its own (contiguous ones would all-gather the batch),
+and gradients are summed over the devices once, not once a micro-batch (see ``_summed_once``).
 """
 
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from einops import rearrange
+from jax.sharding import PartitionSpec as P
 
 from bigvlm.core import mesh
 from bigvlm.core.parts import RecipeError
@@ -108,22 +110,45 @@ def _forward(function, params, collections, inputs, micro):
 
 def _backward(function, params, collections, inputs, cotangents, gradient, micro, inputs_too=True):
     """Adds the vector-Jacobian products of all micro-batches to ``gradient`` -> (gradient, cotangents of the inputs)."""
+    axes = () if jax.tree.leaves(collections) else _summed_once()
     floats, rest = _split(inputs)
-    def body(carry, pieces):
-        collections, gradient = carry
-        floats, rest, d_outputs = pieces
-        def outputs_of(params, floats):
-            outputs, updated = function(params, collections, _merge(floats, rest))
-            differentiable, _ = _split(outputs)
-            return differentiable, updated
-        _, vjp, updated = jax.vjp(outputs_of, params, floats, has_aux=True)
-        d_params, d_floats = vjp(d_outputs)
-        return (updated, jax.tree.map(jnp.add, gradient, d_params)), (d_floats if inputs_too else None)
-    d_outputs, _ = _split(cotangents)
-    (_, gradient), d_floats = jax.lax.scan(body, (collections, gradient), _cut((floats, rest, d_outputs), micro))
-    if not inputs_too:
-        return gradient, None
-    return gradient, _merge(_join(d_floats), jax.tree.map(lambda _: None, rest))
+    pieces = _cut((floats, rest, _split(cotangents)[0]), micro)
+
+    def run(params, pieces):
+        # Per-example rounds need no other shard's examples. Parameters that count as different on every shard have a
+        # gradient of their own there, which is summed over the micro-batches first and over the shards last.
+        own = jax.tree.map(lambda x: jax.lax.pcast(x, axes, to='varying'), params) if axes else params
+
+        def body(carry, piece):
+            collections, gradient = carry
+            floats, rest, d_outputs = piece
+            def outputs_of(params, floats):
+                outputs, updated = function(params, collections, _merge(floats, rest))
+                return _split(outputs)[0], updated
+            _, vjp, updated = jax.vjp(outputs_of, own, floats, has_aux=True)
+            d_params, d_floats = vjp(d_outputs)
+            return (updated, jax.tree.map(jnp.add, gradient, d_params)), (d_floats if inputs_too else None)
+        (_, total), d_floats = jax.lax.scan(body, (collections, jax.tree.map(jnp.zeros_like, own)), pieces)
+        return jax.lax.psum(total, axes) if axes else total, d_floats
+
+    if axes:
+        run = jax.shard_map(run, in_specs=(P(), P(None, axes)), out_specs=(P(), P(None, axes)), axis_names=set(axes))
+    total, d_floats = run(params, pieces)
+    gradient = jax.tree.map(jnp.add, gradient, total)
+    return gradient, _merge(_join(d_floats), jax.tree.map(lambda _: None, rest)) if inputs_too else None
+
+
+def _summed_once() -> tuple[str, ...]:
+    """Mesh axes over which gradients are summed once a step instead of once a micro-batch.
+
+    With fsdp only the slow network between slices: over ``data`` a gradient that is split already is cheap, and gathered
+    weights that the compiler shares between micro-batches are not.
+    """
+    current = jax.sharding.get_abstract_mesh()
+    if current.empty:
+        return ()
+    names = ('replica',) if current.shape.get('fsdp', 1) > 1 else ('replica', 'data')
+    return tuple(a for a in names if current.shape.get(a, 1) > 1 and a not in current.manual_axes)
 
 
 def _vjp(function, inputs):

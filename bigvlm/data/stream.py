@@ -18,19 +18,19 @@ class Stream:
     """An endless iterator over batches; the global example at position p is order(seed, n, p // n, p % n).
 
     A batch is `{key: array [rows, ...]}` of everything in the examples that is an array or a number. It depends only on
-    the data set and the position, not on `rows` (the slice of the global batch wanted here), `workers` (threads; 0
+    the data set and the position, not on `rows` (those of the global batch wanted here), `workers` (threads; 0
     makes examples in the caller) or `prefetch` (batches in the making). `wait_s`: how long the consumer has waited.
     Raises what the data set raises, naming the example, where the faulty batch would have been.
     """
 
-    def __init__(self, dataset: Dataset, batch: int, start_example: int = 0, rows: slice = slice(None),
+    def __init__(self, dataset: Dataset, batch: int, start_example: int = 0, rows: slice | np.ndarray = slice(None),
                  workers: int = 4, prefetch: int = 2):
         if batch < 1 or workers < 0 or prefetch < 1:
             raise RecipeError(f'a stream needs batch >= 1, workers >= 0, prefetch >= 1, '
                               f'found {batch}, {workers}, {prefetch}')
         self.dataset, self.batch, self.position = dataset, batch, start_example
         self.wait_s = 0.
-        self._rows = range(batch)[rows]
+        self._rows = np.arange(batch)[rows].tolist()
         self._pool = ThreadPoolExecutor(workers, 'bigvlm-data') if workers else None
         self._prefetch, self._ahead = prefetch, deque[tuple[_Batch, list[Future]]]()
         self._next_start = start_example

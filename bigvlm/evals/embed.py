@@ -43,7 +43,7 @@ class Embedder:
         self.mesh, self.workers = mesh, workers
         self.image_key, self.text_key = image_key, text_key
         self._embed_fn, self._score_fn = embed_fn, dot if score_fn is None else score_fn
-        self._own = slice(0, self.batch) if mesh is None else process_rows(mesh, self.batch)
+        self._own = np.arange(self.batch) if mesh is None else process_rows(mesh, self.batch)
 
     def images(self, images: Sequence[np.ndarray]) -> np.ndarray:
         """uint8 [H,W,3] images of one size -> float32 [N,D]. Reads lazily, in threads, only this process's share."""
@@ -97,7 +97,7 @@ class Embedder:
         n = len(rows)
 
         def submit(start: int) -> list[Future]:
-            wanted = [min(start + i, n - 1) for i in range(self._own.start, self._own.stop)]
+            wanted = [min(start + i, n - 1) for i in self._own.tolist()]
             futures = {i: pool.submit(rows.__getitem__, i) for i in dict.fromkeys(wanted)}
             return [futures[i] for i in wanted]
 

@@ -20,17 +20,31 @@ IMPLEMENTATIONS = ('auto', 'xla', 'cudnn', 'splash')
 SPLASH_FROM = 512  # tokens; see docs/benchmarks.md, "Attention on TPUs"
 
 
-def _cudnn_can(query_BTNH, key_BSNH, masked: bool) -> bool:
-    """What cuDNN's flash attention takes, in training too, on every GPU that has it."""
-    head, lengths = query_BTNH.shape[-1], (query_BTNH.shape[1], key_BSNH.shape[1])
-    half = query_BTNH.dtype in (jnp.bfloat16, jnp.float16)
-    return half and head % 8 == 0 and head <= 128 and not (masked and any(n % 2 for n in lengths))
+def _cudnn_can(query_BTNH) -> bool:
+    """What cuDNN's flash attention takes, in training too, on every GPU that has it; one query is not worth a kernel."""
+    head, half = query_BTNH.shape[-1], query_BTNH.dtype in (jnp.bfloat16, jnp.float16)
+    return half and head % 8 == 0 and head <= 128 and query_BTNH.shape[1] > 1
 
 
-def choose(query_BTNH, key_BSNH, masked: bool) -> str:
+def _cudnn(query_BTNH, key_BSNH, value_BSNH, mask_BS, causal: bool):
+    """jax refuses odd lengths in training: they are made even, and true lengths (or the mask) hide what was added."""
+    (batch, t), s = query_BTNH.shape[:2], key_BSNH.shape[1]
+
+    def even(x):
+        return jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), *[(0, 0)] * (x.ndim - 2)))
+    hidden: dict[str, Any] = {}
+    if mask_BS is not None:  # the kernel adds it to the scores, and wants it for every query
+        hidden['mask'] = jnp.broadcast_to(even(mask_BS)[:, None, None, :], (batch, 1, t + t % 2, s + s % 2))
+    elif s % 2:
+        hidden = dict(query_seq_lengths=jnp.full(batch, t, jnp.int32), key_value_seq_lengths=jnp.full(batch, s, jnp.int32))
+    return jax.nn.dot_product_attention(even(query_BTNH), even(key_BSNH), even(value_BSNH), is_causal=causal,
+                                        implementation='cudnn', **hidden)[:, :t]
+
+
+def choose(query_BTNH, key_BSNH) -> str:
     """What 'auto' is, on the platform of the current mesh."""
     target = platform.current()
-    if target == 'gpu' and _cudnn_can(query_BTNH, key_BSNH, masked):
+    if target == 'gpu' and _cudnn_can(query_BTNH):
         return 'cudnn'
     if target == 'tpu' and min(query_BTNH.shape[1], key_BSNH.shape[1]) >= SPLASH_FROM:
         return 'splash'
@@ -45,12 +59,13 @@ def attend(query_BTNH, key_BSNH, value_BSNH, *, mask_BS=None, causal: bool = Fal
     ``mask_BS``: True where a key may be attended to.
     """
     if implementation == 'auto':
-        implementation = choose(query_BTNH, key_BSNH, mask_BS is not None)
+        implementation = choose(query_BTNH, key_BSNH)
     if implementation == 'splash':
         return splash.attend(query_BTNH, key_BSNH, value_BSNH, mask_BS=mask_BS, causal=causal)
+    if implementation == 'cudnn':
+        return _cudnn(query_BTNH, key_BSNH, value_BSNH, mask_BS, causal)
     mask = None if mask_BS is None else mask_BS[:, None, None, :]
-    return jax.nn.dot_product_attention(query_BTNH, key_BSNH, value_BSNH, mask=mask, is_causal=causal,
-                                        implementation=implementation)
+    return jax.nn.dot_product_attention(query_BTNH, key_BSNH, value_BSNH, mask=mask, is_causal=causal, implementation='xla')
 
 
 class Attention(nn.Module):

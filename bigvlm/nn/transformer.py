@@ -51,16 +51,16 @@ def choose(table: dict[str, Any], key: str, field: str) -> Any:
 def remat_policy(name: str):
     """What a block keeps for its backward pass -> (rematerialise at all, policy).
 
-    'none': everything; 'full': its input only; names of NAMES joined by '+': its input and those activations; or a policy
-    of ``jax.checkpoint_policies``.
+    'none': everything; 'full': its input only; 'named': its input and the activations of NAMES; some of those joined by '+';
+    or a policy of ``jax.checkpoint_policies``.
     """
     if name in ('none', 'full'):
         return name == 'full', None
     if name in POLICIES:
         return True, getattr(jax.checkpoint_policies, name)
-    names = name.split('+')
+    names = NAMES if name == 'named' else name.split('+')
     if len(set(names)) < len(names) or not set(names) <= set(NAMES):
-        raise RecipeError(f'remat: unknown value {name!r} (valid: none, full, {", ".join(POLICIES)}, or some of {", ".join(NAMES)} '
+        raise RecipeError(f'remat: unknown value {name!r} (valid: none, full, named, {", ".join(POLICIES)}, or some of {", ".join(NAMES)} '
                           "joined by '+')")
     return True, jax.checkpoint_policies.save_only_these_names(*names)
 

@@ -19,7 +19,7 @@ class Contrastive(nn.Module):
     The upper bound of the scale (100 in CLIP) is not applied here but to the parameter after each update, by the
     recipe's ``clamp`` rule, as open_clip, SLIP and FLAVA do.
     ``target`` says which pairs are positives: ``identity``; ``labels``: those of equal ``label`` >= 0; ``captions``:
-    those of equal token ids. ``smoothing``, ``exchange``, ``tile``, ``dtype`` are as in ``pairwise.softmax``.
+    those of equal token ids. ``smoothing``, ``exchange``, ``tile``, ``dtype``, ``wire`` are as in ``pairwise.softmax``.
     """
     image: str = 'image'
     text: str = 'text'
@@ -33,10 +33,11 @@ class Contrastive(nn.Module):
     exchange: str = 'auto'
     tile: int = 1024
     dtype: str | None = None
+    wire: str | None = None
     kinds: tuple[str, ...] = ('pairs',)
 
     def __post_init__(self):
-        dual_encoder.check(self.target, self.temperature, self.exchange, self.tile, self.dtype)
+        dual_encoder.check(self.target, self.temperature, self.exchange, self.tile, self.dtype, self.wire)
         pairwise.check_smoothing(self.smoothing)
         super().__post_init__()
 
@@ -58,7 +59,7 @@ class Contrastive(nn.Module):
         loss, metrics = pairwise.softmax(
             features['image_BD'], features['text_BD'], scale, target=dual_encoder.POSITIVES[self.target].target,
             rows_side=side, cols_side=side, smoothing=self.smoothing, exchange=self.exchange, tile=self.tile,
-            dtype=self.dtype)
+            dtype=self.dtype, wire=self.wire)
         return loss, metrics | {'scale': jax.lax.stop_gradient(scale)}
 
     def embed(self, encode: Callable, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:

@@ -52,13 +52,13 @@ POSITIVES = {
 }
 
 
-def check(target: str, temperature: float, exchange_name: str, tile: int, dtype: Any) -> None:
+def check(target: str, temperature: float, exchange_name: str, tile: int, dtype: Any, wire: Any) -> None:
     """Raises RecipeError for fields that no run could use."""
     if target not in POSITIVES:
         raise RecipeError(f'target: found {target!r}; valid: {", ".join(POSITIVES)}')
     if not temperature > 0:
         raise RecipeError(f'temperature: found {temperature}; valid: a number above 0')
-    exchange.check(exchange_name, tile)
+    exchange.check(exchange_name, tile, wire)
     if dtype is not None and dtype not in ('float32', 'bfloat16'):
         raise RecipeError(f'dtype: found {dtype!r}; valid: float32, bfloat16 or None (the embeddings\')')
 

@@ -18,7 +18,7 @@ class Sigmoid(nn.Module):
     ``temperature`` is the initial factor exp(t) (10 in the paper, not its inverse), ``bias`` the initial b: so negative
     that the many negatives weigh little at the start. Bounds on t are the recipe's ``clamp`` rule's, after each update.
     ``target`` says which pairs are positives: ``identity``; ``labels``: those of equal ``label`` >= 0; ``captions``:
-    those of equal token ids. ``exchange``, ``tile``, ``dtype`` are as in ``pairwise.sigmoid``.
+    those of equal token ids. ``exchange``, ``tile``, ``dtype``, ``wire`` are as in ``pairwise.sigmoid``.
     """
     image: str = 'image'
     text: str = 'text'
@@ -31,10 +31,11 @@ class Sigmoid(nn.Module):
     exchange: str = 'auto'
     tile: int = 1024
     dtype: str | None = None
+    wire: str | None = None
     kinds: tuple[str, ...] = ('pairs',)
 
     def __post_init__(self):
-        dual_encoder.check(self.target, self.temperature, self.exchange, self.tile, self.dtype)
+        dual_encoder.check(self.target, self.temperature, self.exchange, self.tile, self.dtype, self.wire)
         super().__post_init__()
 
     def setup(self):
@@ -55,7 +56,7 @@ class Sigmoid(nn.Module):
         loss, metrics = pairwise.sigmoid(
             features['image_BD'], features['text_BD'], scale, self.b,
             target=dual_encoder.POSITIVES[self.target].target, rows_side=side, cols_side=side, exchange=self.exchange,
-            tile=self.tile, dtype=self.dtype)
+            tile=self.tile, dtype=self.dtype, wire=self.wire)
         return loss, metrics | jax.lax.stop_gradient({'scale': scale, 'bias': self.b})
 
     def embed(self, encode: Callable, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:

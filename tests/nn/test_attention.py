@@ -53,24 +53,39 @@ def test_softmax_is_float32_whatever_the_inputs():
     np.testing.assert_allclose(np.float32(out[0, 0, 0, -1]), odds / (1 + odds), rtol=8e-3)
 
 
-@pytest.mark.parametrize('platform, dtype, length, head, masked, expected', [
-    ('cpu', 'bfloat16', 4, 64, False, 'xla'),
-    ('gpu', 'float32', 4, 64, False, 'xla'),
-    ('gpu', 'bfloat16', 4, 64, False, 'cudnn'),
-    ('gpu', 'bfloat16', 5, 64, False, 'cudnn'),
-    ('gpu', 'bfloat16', 4, 64, True, 'cudnn'),
-    ('gpu', 'bfloat16', 5, 64, True, 'xla'),     # cuDNN refuses to train with a mask and an odd length
-    ('gpu', 'bfloat16', 4, 12, False, 'xla'),    # … and heads that are no multiple of 8
-    ('gpu', 'float16', 4, 136, False, 'xla')])   # … or wider than 128 before Hopper
-def test_auto_takes_what_the_platform_can_do(monkeypatch, platform, dtype, length, head, masked, expected):
-    taken = []
+@pytest.mark.parametrize('platform, dtype, length, head, expected', [
+    ('cpu', 'bfloat16', 4, 64, 'xla'),
+    ('gpu', 'float32', 4, 64, 'xla'),
+    ('gpu', 'bfloat16', 4, 64, 'cudnn'),
+    ('gpu', 'bfloat16', 5, 64, 'cudnn'),
+    ('gpu', 'bfloat16', 1, 64, 'xla'),      # one query is not worth a kernel
+    ('gpu', 'bfloat16', 4, 12, 'xla'),      # cuDNN refuses heads that are no multiple of 8
+    ('gpu', 'float16', 4, 136, 'xla'),      # … or wider than 128 before Hopper
+    ('tpu', 'bfloat16', 196, 64, 'xla'),
+    ('tpu', 'bfloat16', 729, 72, 'splash')])
+def test_auto_takes_what_the_platform_can_do(monkeypatch, platform, dtype, length, head, expected):
     monkeypatch.setattr(jax, 'default_backend', lambda: platform)
-    monkeypatch.setattr(jax.nn, 'dot_product_attention',
-                        lambda *args, implementation, **kwargs: taken.append(implementation))
-    x = jnp.zeros((1, length, 1, head), dtype)
-    attention.attend(x, x, x, mask_BS=jnp.ones((1, length), bool) if masked else None)
-    attention.attend(x, x, x, implementation='xla')
-    assert taken == [expected, 'xla']
+    x = jax.ShapeDtypeStruct((1, length, 1, head), dtype)
+    assert attention.choose(x, x) == expected
+
+
+@pytest.mark.parametrize('t, s, masked', [(5, 5, False), (4, 7, False), (5, 6, True), (3, 7, True)])
+def test_odd_lengths_are_made_even_for_cudnn_and_hidden(monkeypatch, t, s, masked):
+    """jax's own plain formula in the kernel's place: what it is given must mean the same, and be what the kernel takes."""
+    plain, given = jax.nn.dot_product_attention, {}
+
+    def kernel(*args, implementation, **kwargs):
+        assert implementation == 'cudnn'
+        given.update(kwargs, lengths=[x.shape[1] for x in args])
+        return plain(*args, implementation='xla', **kwargs)
+    monkeypatch.setattr(jax.nn, 'dot_product_attention', kernel)
+    query, key, value = (RNG.normal(size=(2, n, 2, 8)).astype(np.float32) for n in (t, s, s))
+    mask_BS = jnp.asarray(RNG.random((2, s)) < .6).at[:, 0].set(True) if masked else None
+    out = attend(query, key, value, mask_BS=mask_BS, implementation='cudnn')
+    assert not any(n % 2 for n in given['lengths'])
+    assert not masked or given['mask'].shape == (2, 1, *given['lengths'][:2])
+    expected = plain(query, key, value, mask=None if mask_BS is None else mask_BS[:, None, None, :], implementation='xla')
+    assert out.shape == expected.shape and reference.relative(out, expected) < 1e-6
 
 
 def test_heads_must_divide_the_width():
