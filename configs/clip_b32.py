@@ -45,7 +45,7 @@ def smoke(c, arg):
     """The same method, small: a few hundred photos are enough to see it learn."""
     c.batch, c.steps = min(arg.batch, 200), '40 epochs'
     c.tokenizers.text = common.smoke_tokenizer(pad='pad')
-    small = dict(size='', width=128, depth=4, heads=4, out_dim=128, remat='none', dtype='float32')
+    small = dict(size='', width=128, depth=4, heads=4, out_dim=128, remat='attended+hidden', dtype='float32')
     c.towers.image.update(small)
     c.towers.text.update(small, vocab=2000, length=32, eot_id=1, pad_id=0)
     c.objectives.contrast.dtype = None

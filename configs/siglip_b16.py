@@ -43,7 +43,7 @@ def smoke(c, arg):
     """The same method, small: a few hundred photos are enough to see it learn."""
     c.batch, c.steps = min(arg.batch, 100), '40 epochs'
     c.tokenizers.text = common.smoke_tokenizer(pad='eos')
-    small = dict(size='', width=128, depth=4, heads=4, remat='none', dtype='float32')
+    small = dict(size='', width=128, depth=4, heads=4, remat='attended+hidden', dtype='float32')
     c.towers.image.update(small, patch=32, image=224, trim=False)
     c.towers.text.update(small, vocab=2000, length=32, out_dim=128)
     c.objectives.match.update(bias=-5., dtype=None)  # near -log(batch), as -10 is for 32k

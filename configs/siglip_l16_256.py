@@ -13,4 +13,5 @@ def get_config(arg=None):
     c.about.expected = 'ImageNet zero-shot top-1 80.5 (open_clip results table), not yet run'
     if 'smoke' not in (arg or '').split(','):
         c.mesh = dict(replica=1, data=-1, fsdp=16, tensor=1)
+        c.towers.image.remat = c.towers.text.remat = 'attended'
     return c

@@ -17,8 +17,9 @@ from absl import flags
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from bigvlm import blueprint, recipe  # noqa: E402
-from bigvlm.core import mesh as mesh_lib  # noqa: E402
+from bigvlm.core import flops as flops_lib, mesh as mesh_lib  # noqa: E402
 from bigvlm.core.devices import peak_flops  # noqa: E402
+from bigvlm.plan import plan as plan_lib  # noqa: E402
 
 _EPOCH = 10 ** 9  # examples; only the schedule sees it
 
@@ -44,7 +45,11 @@ def main(config):
         local = random_batch(plan.shapes[kind], len(rows), vocab, np.random.default_rng(config['seed']))
         batch = mesh_lib.put_batch(local, mesh, config['batch'])
         began = time.perf_counter()
-        step = placed.step(kind).lower(state, batch).compile()
+        jitted = placed.step(kind)
+        compiled_flops = flops_lib.count(jitted, state, batch)
+        held = sum(shard.data.nbytes for x in jax.tree.leaves((state, batch)) if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+                   for shard in x.addressable_shards if shard.device == mesh.local_devices[0])
+        step = jitted.lower(state, batch).compile()
         print(f'compile          {time.perf_counter() - began:.1f} s')
         seconds = []
         for _ in range(flags.FLAGS.steps + 1):
@@ -53,6 +58,15 @@ def main(config):
             jax.block_until_ready(metrics)
             seconds.append(time.perf_counter() - began)
     report(config, mesh, flops, statistics.median(seconds[1:]), seconds[1:], step.memory_analysis(), float(metrics['loss']))
+    check_plan(sum(plan_lib.state_bytes(placed, kind).values()), held, compiled_flops / mesh.size, step.cost_analysis())
+
+
+def check_plan(planned: int, held: int, flops: float, analysis) -> None:
+    """What the planner would say of this step on these devices, beside what they hold and XLA counts."""
+    print(f'planned/device   arguments {planned / 2**20:,.2f} MiB, held by its arrays {held / 2**20:,.2f} MiB ({planned / held:.3f})')
+    counted = (analysis or {}).get('flops')
+    if counted:  # with elementwise operations; XLA counts a loop's body once on some platforms
+        print(f'                 compiled FLOPs {flops:.5g}, by XLA {counted:.5g} ({flops / counted:.3f})')
 
 
 def report(config, mesh, flops, median, seconds, memory, loss):

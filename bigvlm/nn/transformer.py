@@ -4,6 +4,7 @@ B batch, L tokens, W width, M hidden width of the MLP.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -17,8 +18,15 @@ from bigvlm.core.parts import RecipeError
 from bigvlm.nn.attention import IMPLEMENTATIONS, Attention
 from bigvlm.nn.random import drop_path, dropout
 
+
+def _gelu(x):
+    """x·Φ(x) by erf, in float32 at least: jax.nn.gelu's erfc is slower on a CPU, for digits below the rounding of x."""
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return (.5 * wide * (1. + jax.lax.erf(wide * math.sqrt(.5)))).astype(x.dtype)
+
+
 ACTIVATIONS: dict[str, Callable] = {
-    'gelu': functools.partial(jax.nn.gelu, approximate=False),
+    'gelu': _gelu,
     'gelu_tanh': functools.partial(jax.nn.gelu, approximate=True),
     'quick_gelu': lambda x: x * jax.nn.sigmoid(1.702 * x),  # OpenAI's CLIP
     'relu': jax.nn.relu,
@@ -27,6 +35,10 @@ ACTIVATIONS: dict[str, Callable] = {
 # Activations of a block by name, per token and layer: the queries, keys and values (3 widths), what attention gives before
 # its output projection (1), the tokens after attention (1), the MLP's hidden layer before its activation (mlp_ratio).
 NAMES = ('qkv', 'context', 'attended', 'hidden')
+
+# What towers keep unless told otherwise. On a CPU it is faster than 'none' (what is kept is paged in, zeroed, written and
+# read) and than 'full'; see docs/benchmarks.md.
+KEPT = 'attended+hidden'
 
 # Of jax.checkpoint_policies, those that need no arguments.
 POLICIES = ('nothing_saveable', 'dots_with_no_batch_dims_saveable', 'dots_saveable', 'everything_saveable')

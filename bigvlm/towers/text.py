@@ -43,7 +43,7 @@ class Text(nn.Module):
     norm_eps: float = 1e-6
     dropout: float = 0.
     drop_path: float = 0.
-    remat: str = 'none'
+    remat: str = transformer.KEPT
     dtype: str = 'bfloat16'
     attention: str = 'auto'
 

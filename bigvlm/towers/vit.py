@@ -31,6 +31,7 @@ class MapHead(nn.Module):
     norm_eps: float
     dtype: Any
     implementation: str = 'auto'
+    activation: str = 'gelu_tanh'
 
     @nn.compact
     def __call__(self, x_BLW):
@@ -38,7 +39,7 @@ class MapHead(nn.Module):
         probe_B1W = repeat(probe.astype(self.dtype), '1 1 w -> b 1 w', b=x_BLW.shape[0])
         pooled_B1W = Attention(self.heads, dtype=self.dtype, implementation=self.implementation, name='attention')(probe_B1W, x_BLW)
         hidden_B1W = nn.LayerNorm(epsilon=self.norm_eps, dtype=self.dtype, name='norm')(pooled_B1W)
-        return (pooled_B1W + Mlp(self.hidden, dtype=self.dtype, name='mlp')(hidden_B1W))[:, 0]
+        return (pooled_B1W + Mlp(self.hidden, self.activation, dtype=self.dtype, name='mlp')(hidden_B1W))[:, 0]
 
 
 class ViT(nn.Module):
@@ -55,7 +56,7 @@ class ViT(nn.Module):
         pre_norm: CLIP's norm before the blocks; ``patch_bias``: CLIP has none.
         patch_dropout: fraction of patches dropped in training (FLIP).
         mean, std: normalisation of pixels in [0, 1], done here on the device.
-        remat: 'none', 'full' or a policy of jax.checkpoint_policies.
+        remat: what blocks keep for the backward pass, see transformer.remat_policy.
         dtype: of compute; parameters are float32.
     """
     size: str = 'B'
@@ -80,7 +81,7 @@ class ViT(nn.Module):
     patch_dropout: float = 0.
     mean: tuple[float, ...] = (.5, .5, .5)
     std: tuple[float, ...] = (.5, .5, .5)
-    remat: str = 'none'
+    remat: str = transformer.KEPT
     dtype: str = 'bfloat16'
     attention: str = 'auto'
 
@@ -166,4 +167,4 @@ class ViT(nn.Module):
             return x_BLW[:, 0]
         if self.pool == 'gap':
             return x_BLW.astype(jnp.float32).mean(axis=1).astype(dtype)
-        return used(MapHead, self, 'map', dtype)(heads, hidden, self.norm_eps, dtype, self.attention, name='map')(x_BLW)
+        return used(MapHead, self, 'map', dtype)(heads, hidden, self.norm_eps, dtype, self.attention, self.activation, name='map')(x_BLW)
