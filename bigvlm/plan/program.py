@@ -72,7 +72,7 @@ def parse(text: str) -> Program:
         if head:
             name, current, root = head.group(2), {}, ''
             entry = name if head.group(1) else entry
-        elif line.startswith('}') and current is not None:
+        elif line.rstrip() == '}' and current is not None:  # a kernel's metadata can begin a line with one, too
             computations[name], current = Computation(name, current, root), None
         elif current is not None and (found := _INSTRUCTION.match(line)):
             is_root, own, result, opcode, rest = found.groups()

@@ -1,6 +1,5 @@
 """What is read from a program's text, against small programs whose traffic is known, and against every way of writing it."""
 
-import importlib.util
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +10,6 @@ from jax.sharding import NamedSharding, PartitionSpec as P
 from bigvlm.core import mesh as mesh_lib
 from bigvlm.plan import hlo, topology
 
-needs_libtpu = pytest.mark.skipif(importlib.util.find_spec('libtpu') is None, reason="libtpu is not installed (pip install -e '.[plan]')")
 BATCH = ('data', 'fsdp')
 
 
@@ -55,7 +53,6 @@ def test_a_program_with_known_traffic_on_cpu():
 
 
 @pytest.mark.aot
-@needs_libtpu
 def test_a_program_with_known_traffic_on_tpu():
     """float32 matrix products take bfloat16 operands there, so what feeds only them may travel as such: half the bytes."""
     mesh = mesh_lib.make_mesh(dict(data=2, fsdp=4), topology.get('v5e:2x4').devices)
@@ -137,6 +134,21 @@ def test_a_loop_of_unknown_length_is_said_to_be(change):
 def test_a_loop_of_unknown_length_without_collectives_does_not_matter():
     text = LOOP.format(begin=0, end='rng()', step=1, direction='LT')
     assert not read(text.replace('all-reduce(%x), replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add', 'sine(%x)')).unknown
+
+
+def test_metadata_of_a_kernel_that_runs_over_lines_ends_no_computation():
+    text = """HloModule m, num_partitions=4
+
+ENTRY %main (x: f32[8]) -> f32[8] {
+  %x = f32[8]{0} parameter(0)
+  %kernel = f32[8]{0} custom-call(%x), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
+"block": "8"
+}}, metadata={op_name="attention"}
+  ROOT %sum = f32[8]{0} all-reduce(%kernel), replica_groups={{0,1,2,3}}, to_apply=%add
+}
+"""
+    (found,) = hlo.collectives(text, {'data': 4}).collectives
+    assert (found.kind, found.bytes, found.axes) == ('all-reduce', 32, ('data',))
 
 
 def test_one_asynchronous_fusion_is_one_collective():

@@ -1,6 +1,5 @@
 """Whole plans, compiled for small TPU slices: they fit, and they move what their layouts ask for and no more."""
 
-import importlib.util
 import json
 import os
 
@@ -11,7 +10,6 @@ from bigvlm.core import layout as layout_lib, mesh as mesh_lib
 from bigvlm.plan import plan as plan_lib, text, topology as topology_lib
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
-needs_libtpu = pytest.mark.skipif(importlib.util.find_spec('libtpu') is None, reason="libtpu is not installed (pip install -e '.[plan]')")
 
 
 def small(name, **overrides):
@@ -35,7 +33,6 @@ def moved(plan):
 
 @pytest.mark.aot
 @pytest.mark.slow
-@needs_libtpu
 @pytest.mark.parametrize('name, overrides', [
     ('clip_b32', {}), ('siglip_b16', {'micro': 2}), ('siglip_l16_256', {})])
 def test_recipes_move_what_their_layouts_ask_for(name, overrides):
@@ -52,7 +49,6 @@ def test_recipes_move_what_their_layouts_ask_for(name, overrides):
 
 @pytest.mark.aot
 @pytest.mark.slow
-@needs_libtpu
 def test_without_constraints_the_compiler_moves_activations(monkeypatch):
     """What the test above is there to see. Either of the two is enough to keep activations where they are."""
     monkeypatch.setattr(mesh_lib, 'constrain_batch', lambda tree, leading=0: tree)

@@ -1,6 +1,5 @@
 """The command itself: what it says when it cannot plan, and JSON on standard output."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -9,7 +8,6 @@ import sys
 import pytest
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
-needs_libtpu = pytest.mark.skipif(importlib.util.find_spec('libtpu') is None, reason="libtpu is not installed (pip install -e '.[plan]')")
 
 
 def tool(*arguments):
@@ -35,7 +33,6 @@ def test_mistakes_are_one_line(arguments, message):
 
 @pytest.mark.aot
 @pytest.mark.slow
-@needs_libtpu
 def test_epochs_need_their_size():
     done = tool(*recipe_of('clip_b32'), '--topology', 'v5e:2x2')
     assert done.returncode == 2
@@ -44,7 +41,6 @@ def test_epochs_need_their_size():
 
 @pytest.mark.aot
 @pytest.mark.slow
-@needs_libtpu
 def test_json_stands_alone():
     """The quickstart's model, so small that it compiles in seconds."""
     done = tool(*recipe_of('quickstart'), '--topology', 'v5e:2x2', '--config.batch=64', '--json', '-')

@@ -7,8 +7,6 @@ import pytest
 from bigvlm.core.parts import RecipeError
 from bigvlm.plan import environment, gpu, topology
 
-needs_libtpu = pytest.mark.skipif(importlib.util.find_spec('libtpu') is None, reason="libtpu is not installed (pip install -e '.[plan]')")
-
 
 def test_names():
     assert topology.parse('v5e:16x16') == ('v5e', (16, 16))
@@ -40,7 +38,6 @@ def test_sizes_that_cannot_be(monkeypatch):
 
 
 @pytest.mark.aot
-@needs_libtpu
 @pytest.mark.parametrize('name, slices, devices, kind', [
     ('v5e:2x2', 1, 4, 'TPU v5 lite'), ('v5e:2x2', 2, 8, 'TPU v5 lite'), ('v5e:1x1', 1, 1, 'TPU v5 lite'),
     ('v5e:16x16', 1, 256, 'TPU v5 lite'),
@@ -54,7 +51,6 @@ def test_tpus(name, slices, devices, kind):
 
 
 @pytest.mark.aot
-@needs_libtpu
 def test_a_slice_that_the_compiler_refuses_is_one_line():
     with pytest.raises(RecipeError, match="--topology: 'v5e:3x5' cannot be made: .*not divisible") as error:
         topology.get('v5e:3x5')
