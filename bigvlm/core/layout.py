@@ -175,6 +175,12 @@ def activate(layout: Layout) -> Iterator[None]:
         _active.reset(token)
 
 
+def stored(path: str) -> P | None:
+    """How the layout in force stores a parameter; None without one."""
+    layout = _active.get()
+    return None if layout is None else layout.specs.get(path)
+
+
 def to_used(prefix: str, dtype: Any, *, scanned: bool = False) -> Callable[[Mapping], dict]:
     """Maps a module's stored variables to the ones it computes with; for ``nn.map_variables``.
 

@@ -6,8 +6,10 @@ B batch, L tokens, W token width, D the pooled width, V vocabulary.
 import jax.numpy as jnp
 from flax import linen as nn
 
+from bigvlm.core import layout
 from bigvlm.core.parts import RecipeError
 from bigvlm.nn import transformer
+from bigvlm.nn.embed import Embed
 from bigvlm.nn.encoded import Encoded
 from bigvlm.nn.random import EMBED_PLACE, dropout
 from bigvlm.nn.transformer import Transformer, choose, used
@@ -80,7 +82,8 @@ class Text(nn.Module):
         if text_BL.shape[1] > self.length:
             raise RecipeError(f'length: texts of {text_BL.shape[1]} tokens are longer than the {self.length} positions')
         token_init = nn.initializers.normal(.02 if self.init_scheme == 'clip' else width ** -.5)
-        embed = used(nn.Embed, self, 'embed', dtype)(self.vocab, width, dtype, embedding_init=token_init, name='embed')
+        stored = layout.stored('/'.join((*self.path, 'embed', 'embedding')))
+        embed = used(Embed, self, 'embed', dtype)(self.vocab, width, dtype, token_init, stored, name='embed')
         position_init = nn.initializers.normal(.01 if self.init_scheme == 'clip' else width ** -.5)
         position_LW = self.param('position', position_init, (self.length, width))
         x_BLW = embed(text_BL) + position_LW[:text_BL.shape[1]].astype(dtype)
