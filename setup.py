@@ -15,13 +15,16 @@ setup(
         'einops',
         'flax>=0.12',
         'ftfy',
+        'google-crc32c',
         'importlib_resources',  # tensorflow-datasets imports it and does not declare it
         'jax>=0.10',
         'ml_collections>=1.0',
+        'msgpack',
         'numpy',
+        'obstore',  # gs://, s3://, http://
         'optax>=0.2.6',
         'orbax-checkpoint>=0.11.20',
-        'pillow',
+        'pillow>=10.1',
         'regex',
         'scipy',
         'sentencepiece',
@@ -34,6 +37,8 @@ setup(
         'tpu': ['jax[tpu]'],
         'plan': ['jax[tpu]'],
         'log': ['tensorboardX', 'wandb'],
-        'dev': ['pytest>=8', 'pytest-xdist', 'scikit-learn', 'tensorboardX'],
+        'opencv': ['opencv-python-headless'],
+        'parquet': ['pyarrow'],
+        'dev': ['hypothesis', 'opencv-python-headless', 'pyarrow', 'pytest>=8', 'pytest-xdist', 'scikit-learn', 'tensorboardX'],
     },
 )

@@ -13,12 +13,14 @@ import numpy as np
 
 from bigvlm import model as model_lib, optim, recipe, step as step_lib
 from bigvlm.core import durations, layout as layout_lib, mesh as mesh_lib, paths
+from bigvlm.nn import augment
 from bigvlm.state import State, abstract_variables, example_batch, expected_shapes, initializer, shardings
 
 
 @dataclasses.dataclass(frozen=True)
 class Blueprint:
-    """A recipe without devices. ``shapes``: {kind: {key: (example shape, dtype)}}; ``abstract``: ShapeDtypeStructs."""
+    """A recipe without devices. ``shapes``: {kind: {key: (example shape, dtype)}}; ``abstract``: ShapeDtypeStructs;
+    ``sources``: {kind: {number: name}} of the data sets that a kind mixes, which get losses of their own."""
     config: Mapping[str, Any]
     model: model_lib.Model
     shapes: Mapping[str, Any]
@@ -26,6 +28,7 @@ class Blueprint:
     total_steps: int
     units: Mapping[str, Any]
     abstract: State
+    sources: Mapping[str, Mapping[int, str]]
 
     def model_flops(self, kind: str) -> int:
         """FLOPs of one step over the global batch, as MFU counts them."""
@@ -55,7 +58,7 @@ class Placed:
         """``step(state, batch) -> (state, metrics)``, jitted; what no objective of this kind reaches gets no update."""
         p = self.plan
         reached = step_lib.reached_modules(p.model, kind, p.shapes[kind], p.abstract.params, p.abstract.collections)
-        return step_lib.jit(step_lib.make(p.model, p.optimizer, self.stored, p.config, kind, reached), self.mesh, self.shardings)
+        return step_lib.jit(step_lib.make(p.model, p.optimizer, self.stored, p.config, kind, reached, p.sources.get(kind)), self.mesh, self.shardings)
 
     def state(self) -> State:
         """The state's shapes, types and layouts: for restoring, and for compiling."""
@@ -74,14 +77,15 @@ class Placed:
 
 
 def make(config: Mapping[str, Any], *, examples_per_epoch: int, shapes: Mapping[str, Any] | None = None,
-         model: model_lib.Model | None = None) -> Blueprint:
+         model: model_lib.Model | None = None, sources: Mapping[str, Mapping[int, str]] | None = None) -> Blueprint:
     """Of a resolved recipe. Raises RecipeError for whatever can be found wrong without data and devices."""
     model = model or model_lib.from_config(config)
     shapes = shapes or {kind: expected_shapes(model, kind) for kind in config['kinds']}
+    augment.check(config['augment'], shapes)
     params, _ = abstract_variables(model, shapes)
     units = dict(batch=config['batch'], examples_per_epoch=examples_per_epoch)
     units['total_steps'] = durations.steps(config['steps'], what='steps', **units)
     optimizer = optim.build(config['optim'], params=params, **units)
     optim.clamp(dict.fromkeys(paths.flatten(params), np.zeros(())), config['clamp'])  # its rules match something
     abstract = jax.eval_shape(initializer(model, optimizer, shapes, config['ema']), np.uint32(0))
-    return Blueprint(config, model, shapes, optimizer, units['total_steps'], units, abstract)
+    return Blueprint(config, model, shapes, optimizer, units['total_steps'], units, abstract, sources or {})

@@ -26,28 +26,10 @@ log = logging.getLogger('bigvlm.evaluate')
 _OURS = ('every', 'objective', 'batch')  # of an evaluator's spec: when, what it sees, and how many examples at a time
 
 
-class Datasets:
-    """The recipe's datasets by name, opened when first asked for and then shared."""
-
-    def __init__(self, config: Mapping[str, Any], tokenizers: Mapping[str, Any]):
-        self.specs, self.tokenizers, self.seed, self.open = config['data'], tokenizers, config['seed'], {}
-
-    def __call__(self, name: str) -> pipeline.Dataset:
-        if name not in self.specs:
-            raise RecipeError(f'data: there is no dataset {name!r} (there are: {", ".join(self.specs) or "none"})')
-        if name not in self.open:
-            self.open[name] = pipeline.Dataset(self.specs[name], f'data.{name}', self.tokenizers, self.seed)
-        return self.open[name]
-
-    def lost(self) -> dict[str, dict[str, list[str]]]:
-        """What could not be used so far: {dataset: {reason: [item, …]}}."""
-        return {name: dataset.lost for name, dataset in self.open.items() if dataset.lost}
-
-
 class Evaluators:
     """The recipe's evaluators, built and checked before any device is touched."""
 
-    def __init__(self, config: Mapping[str, Any], model: model_lib.Model, datasets: Datasets, tokenizers: Mapping[str, Any]):
+    def __init__(self, config: Mapping[str, Any], model: model_lib.Model, datasets: pipeline.Datasets, tokenizers: Mapping[str, Any]):
         self.model, self.specs, self.datasets, self.built, self._jitted = model, config['evals'], datasets, {}, {}
         for name, spec in self.specs.items():
             where, fields = f'evals.{name}', {k: v for k, v in spec.items() if k not in _OURS}

@@ -3,6 +3,7 @@
 B examples of the global batch, P pairs of a second round.
 """
 
+import dataclasses
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,6 +15,7 @@ from flax import linen as nn
 from bigvlm.core import parts, paths
 from bigvlm.core.parts import RecipeError
 from bigvlm.core.rounds import Rounds
+from bigvlm.nn import augment as augment_lib
 from bigvlm.nn.random import example_keys
 
 
@@ -42,9 +44,13 @@ class Encode:
 
 
 class Model(nn.Module):
-    """All learned parts. ``towers`` and ``objectives`` map an instance name, which is its parameter path, to its maker."""
+    """All learned parts. ``towers`` and ``objectives`` map an instance name, which is its parameter path, to its maker.
+
+    ``augment`` has the steps that images under a batch key go through in training (``nn/augment``).
+    """
     towers: Mapping[str, Callable[[], nn.Module]]
     objectives: Mapping[str, Callable[[], nn.Module]]
+    augment: Mapping[str, tuple[augment_lib.Step, ...]] = dataclasses.field(default_factory=dict)
 
     def setup(self):
         for name, make in (*self.towers.items(), *self.objectives.items()):
@@ -55,7 +61,9 @@ class Model(nn.Module):
         return [name for name in self.objectives if kind in getattr(getattr(self, name), 'kinds', ('pairs',))]
 
     def features(self, batch, key=None, kind: str = 'pairs', train: bool = True):
-        """Per example: ``{objective: {array: [B, …]}}``."""
+        """Per example: ``{objective: {array: [B, …]}}``. Images are augmented here, if there is a key to draw from."""
+        if train and key is not None:
+            batch = augment_lib.augment(self.augment, batch, key)
         encode = Encode(self, batch, key, train)
         return {name: getattr(self, name).features(encode, batch) for name in self.active(kind)}
 
@@ -80,7 +88,10 @@ class Model(nn.Module):
         return {name: getattr(self, name).features2(Encode(self, pairs[name], key, train), pairs[name]) for name in self._paired(kind)}
 
     def loss(self, features, features2=None, teachers=None, kind: str = 'pairs'):
-        """Over the global batch: the weighted sum of the objectives' losses, and metrics ``objective/metric``."""
+        """Over the global batch: the weighted sum of the objectives' losses, and metrics ``objective/metric``.
+
+        A metric whose name ends in ``_B`` is an array, one number per example, of which the step makes means per data set.
+        """
         total, metrics = jnp.zeros((), jnp.float32), {}
         for name in self.active(kind):
             objective, given = getattr(self, name), {}
@@ -121,7 +132,7 @@ def from_config(config: Mapping[str, Any], **overrides: Any) -> Model:
             raise RecipeError(f'{group}: the recipe has none')
         for name, spec in config[group].items():
             where = f'{group}.{name}'
-            if not name.isidentifier() or hasattr(Model, name) or name in makers['towers']:
+            if not name.isidentifier() or hasattr(Model, name) or name in (*Model.__dataclass_fields__, *makers['towers']):
                 raise RecipeError(f'{where}: this name is taken or is not an identifier')
             spec = parts.freeze(spec)
             if group == 'towers' and overrides:
@@ -129,7 +140,7 @@ def from_config(config: Mapping[str, Any], **overrides: Any) -> Model:
                 spec |= {field: value for field, value in overrides.items() if field in known}
             made[name] = parts.bind(f'bigvlm.{group}', spec, where)
             _check(made[name], where)
-    model = Model(makers['towers'], makers['objectives'])
+    model = Model(makers['towers'], makers['objectives'], augment_lib.build(config.get('augment', {})))
     _check_references(makers)
     return model
 

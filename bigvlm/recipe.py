@@ -18,7 +18,7 @@ from absl import app, flags, logging as absl_logging
 from ml_collections import ConfigDict
 
 from bigvlm import optim
-from bigvlm.core import parts
+from bigvlm.core import parts, stages
 from bigvlm.core.parts import RecipeError
 
 DEFAULTS: dict[str, Any] = {
@@ -34,19 +34,24 @@ DEFAULTS: dict[str, Any] = {
     'towers': {},
     'objectives': {},
     'data': {},
-    'loader': {'workers': 0, 'prefetch': 4},  # threads (0: as many as cores) and batches held ready
+    'loader': {'workers': 0, 'processes': 0, 'prefetch': 4},  # threads (0: as many as cores), of each process if any; batches held ready
+    'stages': (),                      # (dict(until=duration, set={key: value}), …, dict(set=…)): keys that change on the way
     'evals': {},
     'eval_first': False,               # evaluate the untrained model too
     'eval_params': '',                 # '' for the parameters, or the name of an EMA
     'optim': {'schedule': {'name': 'cosine'}},
     'clamp': (),                       # (regex, low, high), after each update
     'ema': {},                         # {name: decay}
+    'augment': {},                     # {batch key of images: steps on the device, in order}
     'checkpoint': {'every': '1000 steps', 'keep': 3, 'keep_every': 0},
     'log': {'every': '50 steps', 'tensorboard': False, 'wandb': ''},
     'profile': (),                     # (first step, last step) to trace
     'resume': {'allow': ()},           # regexes of keys that a resume may change
 }
-_OPEN = ('about', 'kinds', 'tokenizers', 'towers', 'objectives', 'data', 'evals', 'optim', 'ema')  # keyed by the recipe
+_DATASET = (('max_bad', .01), ('number', 0), ('order', 'shuffle'), ('block', 64), ('pool', 16_384))  # data.Dataset's own defaults
+_MIXTURE = (('homogeneous', False),)
+_OPEN = ('about', 'kinds', 'tokenizers', 'towers', 'objectives', 'data', 'evals', 'optim', 'ema',
+         'augment')  # keyed by the recipe
 
 
 def new() -> ConfigDict:
@@ -96,8 +101,12 @@ def check(config: Mapping[str, Any]) -> None:
     for name, spec in config['objectives'].items():
         if spec.get('teacher') and spec['teacher'] not in config['ema']:
             raise RecipeError(f'objectives.{name}.teacher: no EMA {spec["teacher"]!r} (ema has: {", ".join(config["ema"]) or "none"})')
+    stages.configs(config)
     if config['eval_params'] and config['eval_params'] not in config['ema']:
         raise RecipeError(f'eval_params: no EMA {config["eval_params"]!r} (ema has: {", ".join(config["ema"]) or "none"})')
+    for key, steps in config['augment'].items():
+        if not isinstance(steps, tuple) or not steps or not all(isinstance(step, Mapping) for step in steps):
+            raise RecipeError(f"augment.{key}: must be a tuple of steps such as (dict(name='gray', probability=.2),), not {steps!r}")
     if len(config['profile']) not in (0, 2):
         raise RecipeError(f'profile: must be (first step, last step), not {tuple(config["profile"])}')
 
@@ -148,7 +157,7 @@ def complete(config: ConfigDict) -> ConfigDict:
                 if key not in spec and key not in parts.GIVEN and parameter.default is not parameter.empty:
                     spec[key] = parts.freeze(parameter.default)
         for spec in config.data.values():
-            for key, value in (('max_bad', .01), ('number', 0)):
+            for key, value in _MIXTURE if 'mix' in spec else _DATASET:
                 spec[key] = spec.get(key, value)
         for spec in config.evals.values():
             for key, value in (('every', 'end'), ('objective', next(iter(config.objectives), '')), ('batch', 64)):

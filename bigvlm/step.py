@@ -18,11 +18,13 @@ from bigvlm.state import State, example_batch
 
 
 def make(model: Model, optimizer: optim.Optimizer, stored: layout_lib.Layout, config: Mapping[str, Any], kind: str,
-         reached: set[str] | None = None) -> Callable[[State, Mapping[str, Any]], tuple[State, dict[str, Any]]]:
-    """``step(state, batch) -> (state, metrics)`` for batches of one kind.
+         reached: set[str] | None = None, sources: Mapping[int, str] | None = None
+         ) -> Callable[[State, Mapping[str, Any]], tuple[State, dict[str, Any]]]:
+    """``step(state, batch) -> (state, metrics)`` for batches of one kind; metrics are scalars.
 
     ``reached``: the modules that this kind's objectives touch; parameters of others get no update at all (no decay, no
-    momentum). None for all.
+    momentum). None for all. ``sources``: {number: name} of the data sets that this kind mixes: with two or more there are
+    metrics of each, see ``by_source``.
     """
     teachers = _teachers(model, kind)
     second = model_lib.has_second_round(model, kind)
@@ -42,11 +44,42 @@ def make(model: Model, optimizer: optim.Optimizer, stored: layout_lib.Layout, co
                 updated = {path: new if path.split('/')[0] in reached else trainable[path] for path, new in updated.items()}
                 opt = optim.keep_unreached(opt, state.opt, trainable, lambda path: path.split('/')[0] in reached)
             ema = {name: optim.ema_update(old, updated, config['ema'][name]) for name, old in state.ema.items()}
-            metrics = {'loss': loss, 'grad_norm': optim.global_norm(gradient), 'lr': optimizer.schedule(state.step), **metrics}
+            scalars, per_example = _apart(metrics)
+            metrics = {'loss': loss, 'grad_norm': optim.global_norm(gradient), 'lr': optimizer.schedule(state.step), **scalars}
+            if sources is not None and len(sources) > 1:
+                metrics |= by_source(per_example, batch['id'][:, 0], sources)
             state = State(step=state.step + 1, params=optim.merge(updated, frozen), opt=opt, ema=ema, collections=collections,
                           key=state.key)
             return state, jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), metrics)
     return step
+
+
+def _apart(metrics: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(scalars, metrics per example without their ``_B``). Those nobody asks for are never computed: the compiler drops them."""
+    scalars = {name: value for name, value in metrics.items() if not name.endswith('_B')}
+    return scalars, {name.removesuffix('_B'): value for name, value in metrics.items() if name.endswith('_B')}
+
+
+def by_source(per_example: Mapping[str, jax.Array], number_B: jax.Array, sources: Mapping[int, str]) -> dict[str, jax.Array]:
+    """``METRIC/NAME``: the mean of each metric [B] over the global batch's examples of data set NAME, and ``examples/NAME``,
+    how many these are. Where there are none, the mean is 0: see ``present``.
+
+    The mean of a metric over the batch is Σ examples/NAME · METRIC/NAME / B. One sum over devices, of a few numbers.
+    """
+    numbers_S = jnp.array(list(sources), jnp.uint32)
+    value_MB = jnp.stack([jnp.ones(number_B.shape, jnp.float32), *(x.astype(jnp.float32) for x in per_example.values())])
+    total_SM = jnp.where(numbers_S[:, None, None] == number_B, value_MB, 0.).sum(-1)
+    count_S = total_SM[:, 0]
+    mean_SM = total_SM / jnp.maximum(count_S, 1.)[:, None]
+    found = {f'examples/{name}': count_S[s] for s, name in enumerate(sources.values())}
+    return found | {f'{metric}/{name}': mean_SM[s, m] for m, metric in enumerate(per_example, start=1)
+                    for s, name in enumerate(sources.values())}
+
+
+def present(values: Mapping[str, float]) -> dict[str, float]:
+    """Fetched metrics without the means of data sets of which the batch had no example; that they had none is told."""
+    absent = {name.removeprefix('examples/') for name, count in values.items() if name.startswith('examples/') and not count}
+    return {name: value for name, value in values.items() if not (name.count('/') > 1 and name.rpartition('/')[2] in absent)}
 
 
 def _of_trainable(rounds: rounds_lib.Rounds, frozen: Mapping[str, Any]) -> rounds_lib.Rounds:
@@ -96,9 +129,9 @@ def reached_modules(model: Model, kind: str, shapes: Mapping[str, Any], params: 
 def model_flops(config: Mapping[str, Any], optimizer: optim.Optimizer, kind: str, shapes: Mapping[str, Any], state: State) -> int:
     """FLOPs of one step over the global batch, forward and backward, without what rematerialisation and micro-batching repeat.
 
-    This is the numerator of MFU. A frozen tower counts forward only; dropped patches do not count.
+    This is the numerator of MFU. A frozen tower counts forward only; dropped patches and augmentation do not count.
     """
-    model = model_lib.from_config(config, remat='none', attention='xla')  # kernels pad; the formula does not
+    model = model_lib.from_config(dict(config, augment={}), remat='none', attention='xla')  # kernels pad; the formula does not
     second = model_lib.has_second_round(model, kind)
 
     def gradient(params, collections, batch):

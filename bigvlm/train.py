@@ -20,14 +20,14 @@ import jax
 import numpy as np
 from absl import flags
 
-from bigvlm import blueprint, checkpoint, figures, metrics as metrics_lib, model as model_lib, optim, recipe, report, workdir
+from bigvlm import blueprint, checkpoint, figures, metrics as metrics_lib, model as model_lib, optim, recipe, report, step as step_lib, workdir
 from bigvlm.blueprint import Blueprint, Placed
-from bigvlm.core import durations, mesh as mesh_lib
+from bigvlm.core import durations, mesh as mesh_lib, paths, stages as stages_lib
 from bigvlm.core.devices import peak_flops
-from bigvlm.core.kinds import Kinds
 from bigvlm.core.parts import RecipeError
 from bigvlm.data import pipeline
-from bigvlm.evaluate import Datasets, Evaluators
+from bigvlm.evaluate import Evaluators
+from bigvlm.feed import Feeds
 from bigvlm.progress import Progress
 from bigvlm.state import State
 
@@ -36,20 +36,23 @@ log = logging.getLogger('bigvlm.train')
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What a recipe amounts to, with nothing allocated yet: its blueprint on a mesh, its data and its evaluators."""
-    placed: Placed
-    datasets: Datasets
-    tokenizers: Mapping[str, Any]
+    """What a recipe amounts to, with nothing allocated yet: its blueprint on a mesh in each stage, data and evaluators.
+
+    ``first_steps``: of each stage; a run without stages has one. Evaluations see the last one's model.
+    """
+    config: Mapping[str, Any]
+    stages: tuple[Placed, ...]
+    first_steps: tuple[int, ...]
+    data: pipeline.Data
     evaluators: Evaluators
-    kinds: Kinds
+
+    @property
+    def placed(self) -> Placed:
+        return self.stages[-1]
 
     @property
     def plan(self) -> Blueprint:
         return self.placed.plan
-
-    @property
-    def config(self) -> Mapping[str, Any]:
-        return self.placed.plan.config
 
     @property
     def mesh(self) -> jax.sharding.Mesh:
@@ -60,18 +63,33 @@ class Run:
 
 def prepare(config: Mapping[str, Any]) -> Run:
     """Builds and checks everything but arrays. Devices are first asked about (not used) where the mesh is made."""
-    model = model_lib.from_config(config)
-    kinds = Kinds({kind: spec['weight'] for kind, spec in config['kinds'].items()}, config['seed'])
-    tokenizers = pipeline.build_tokenizers(config['tokenizers'], config['data'])
-    datasets = Datasets(config, tokenizers)
-    shapes = {kind: example_shapes(datasets(spec['data'])) for kind, spec in config['kinds'].items()}
-    first = next(iter(config['kinds'].values()))['data']
-    plan = blueprint.make(config, model=model, shapes=shapes, examples_per_epoch=len(datasets(first)))
-    check_tokens(model, tokenizers, config)
-    evaluators = Evaluators(config, model, datasets, tokenizers)
+    data = pipeline.Data(config)
+    plans = []
+    for staged, datasets in zip(data.configs, data.stages):
+        model = model_lib.from_config(staged)
+        check_tokens(model, data.tokenizers, staged)
+        shapes = {kind: example_shapes(datasets, spec['data']) for kind, spec in config['kinds'].items()}
+        sources = {kind: {d.number: name for name, d in datasets.members(spec['data']).items()} for kind, spec in config['kinds'].items()}
+        plans.append(blueprint.make(staged, model=model, shapes=shapes, sources=sources, examples_per_epoch=data.examples_per_epoch()))
+    plan = plans[-1]
+    for number, other in enumerate(plans):
+        check_same_parameters(other, plan, f'stages.{number}')
+    first_steps = stages_lib.starts(config, **plan.units)
+    evaluators = Evaluators(data.configs[-1], plan.model, data.datasets, data.tokenizers)
     evaluators.check(plan.abstract.params, plan.abstract.collections, plan.units)
     intervals(config, plan.units)
-    return Run(plan.on(mesh_lib.make_mesh(config['mesh'])), datasets, tokenizers, evaluators, kinds)
+    mesh = mesh_lib.make_mesh(config['mesh'])
+    return Run(config, tuple(p.on(mesh) for p in plans), first_steps, data, evaluators)
+
+
+def check_same_parameters(plan: Blueprint, last: Blueprint, where: str) -> None:
+    """A stage may not change a parameter's shape: what it trains is what the next one goes on with."""
+    found, wanted = ({path: x.shape for path, x in paths.flatten({'params': p.abstract.params, **p.abstract.collections}).items()}
+                     for p in (plan, last))
+    for path in sorted(found.keys() | wanted.keys()):
+        if found.get(path) != wanted.get(path):
+            raise RecipeError(f'{where}: {path} is {found.get(path, "absent")} here and {wanted.get(path, "absent")} in the last stage; '
+                              'parameters must keep their shapes')
 
 
 def intervals(config: Mapping[str, Any], units: Mapping[str, Any]) -> dict[str, int]:
@@ -79,12 +97,19 @@ def intervals(config: Mapping[str, Any], units: Mapping[str, Any]) -> dict[str, 
     return {key: max(1, durations.steps(config[key]['every'], what=f'{key}.every', **units)) for key in ('log', 'checkpoint')}
 
 
-def example_shapes(dataset: pipeline.Dataset) -> dict[str, tuple[tuple[int, ...], str]]:
-    """{key: (shape, dtype)} of what crosses to the device, read off one example."""
-    stream = pipeline.Stream(dataset, 1, workers=0)
-    batch = next(stream)
-    stream.close()
-    return {key: (array.shape[1:], str(array.dtype)) for key, array in batch.items()}
+def example_shapes(datasets: pipeline.Datasets, name: str) -> dict[str, tuple[tuple[int, ...], str]]:
+    """{key: (shape, dtype)} of what crosses to the device, read off one example of each data set in a mixture."""
+    found: dict[str, Any] = {}
+    for member in datasets.members(name):
+        stream = pipeline.Stream(pipeline.Draws([datasets], member, 1), 1, workers=0)
+        batch = next(stream)
+        stream.close()
+        shapes = {key: (array.shape[1:], str(array.dtype)) for key, array in batch.items()}
+        if found and shapes != found:
+            raise RecipeError(f'data.{member}.ops: examples hold {shapes}, but those of the other members of data.{name} {found}; '
+                              'one batch needs the same keys and shapes of all')
+        found = shapes
+    return found
 
 
 def check_tokens(model: model_lib.Model, tokenizers: Mapping[str, Any], config: Mapping[str, Any]) -> None:
@@ -116,16 +141,23 @@ def dry_run(run: Run, differences: str) -> None:
     print('\n' + run.placed.table())
     print(f'\nmesh {dict(run.mesh.shape)} of {run.mesh.size} × {run.mesh.devices.flat[0].device_kind}; {run.plan.total_steps} steps of '
           f'{run.config["batch"]} examples')
-    for kind, spec in run.config['kinds'].items():
-        stream = pipeline.Stream(run.datasets(spec['data']), min(4, run.config['batch']), workers=0)
-        batch = next(stream)
-        stream.close()
-        print(f'\none batch of {kind} (the first {min(4, run.config["batch"])} examples of data.{spec["data"]}):')
-        for key, array in batch.items():
-            print(f'  {key}: {array.dtype}{list(array.shape)} from {array.min()} to {array.max()}')
-            if array.dtype == np.int32 and array.ndim == 2 and key in run.tokenizers:
-                for ids in array:
-                    print(f'    {run.tokenizers[key].decode(ids)!r}')
+    for stage, first in enumerate(run.first_steps):
+        for kind, spec in run.config['kinds'].items():
+            print(f'\none batch of {kind} (four examples of data.{spec["data"]})' + (f' in stage {stage}, from step {first}:' if stage else ':'))
+            print_batch(run, kind, stage)
+
+
+def print_batch(run: Run, kind: str, stage: int) -> None:
+    number = run.data.kinds.count(kind, run.first_steps[stage])
+    draws = run.data.draws(kind, stage, run.first_steps)
+    stream = pipeline.Stream(draws, run.config['batch'], number, slice(min(4, run.config['batch'])), workers=0)
+    batch = next(stream)
+    stream.close()
+    for key, array in batch.items():
+        print(f'  {key}: {array.dtype}{list(array.shape)} from {array.min()} to {array.max()}')
+        if array.dtype == np.int32 and array.ndim == 2 and key in run.data.tokenizers:
+            for ids in array:
+                print(f'    {run.data.tokenizers[key].decode(ids)!r}')
 
 
 # 2. The loop.
@@ -139,22 +171,21 @@ def train(run: Run, work: workdir.Workdir) -> None:
     every = intervals(config, run.plan.units)
 
     # Initialise on the devices, each parameter where it is stored; or restore into the same layout.
-    first, positions = 0, dict.fromkeys(config['kinds'], 0)
+    first = 0
     if checkpoints.latest() is None:
         state = run.placed.init()(np.uint32(config['seed']))
     else:
         state, extra, first = checkpoints.restore(run.placed.state())
         check_data(run, extra['data'])
-        positions = extra['positions']
         log.info('resumed from step %d (%d examples seen)', first, extra['examples_seen'])
     writer.resume(first)
 
-    steps = {kind: run.placed.step(kind) for kind in config['kinds']}
-    flops = {kind: run.plan.model_flops(kind) for kind in config['kinds']}
+    steps = [{kind: placed.step(kind) for kind in config['kinds']} for placed in run.stages]
+    flops = [{kind: placed.plan.model_flops(kind) for kind in config['kinds']} for placed in run.stages]
     peak = peak_flops(run.mesh.devices.flat[0].device_kind)
     progress = Progress(total, config['batch'], peak * run.mesh.size if peak else None)
 
-    streams = open_streams(run, positions)
+    feeds = Feeds(run.data, run.first_steps, run.mesh, loader(config))
     stop, page = StopSignal(), Report(run, work)
     recent: list[tuple[int, Any, np.ndarray]] = []  # (step, metrics on the device, example ids), not yet looked at
     saved = first
@@ -162,7 +193,7 @@ def train(run: Run, work: workdir.Workdir) -> None:
     def save(step: int) -> None:
         nonlocal saved
         look(recent, saved)  # what is not finite is not saved
-        positions = {kind: stream.position for kind, stream in streams.items()}
+        positions = {kind: run.data.kinds.count(kind, step) * config['batch'] for kind in config['kinds']}
         checkpoints.save(step, state, {'examples_seen': sum(positions.values()), 'positions': positions, 'data': fingerprints(run)})
         saved = step
 
@@ -190,31 +221,29 @@ def train(run: Run, work: workdir.Workdir) -> None:
     if first == 0:
         evaluate(0)
     for step in range(first, total):
-        kind = run.kinds.at(step)
+        stage = stages_lib.at(run.first_steps, step)
         if config['profile'] and step == config['profile'][0]:
             jax.profiler.start_trace(os.path.join(work.path, 'profile'))
         with jax.profiler.StepTraceAnnotation('train', step_num=step):
-            local = next(streams[kind])
-            batch = mesh_lib.put_batch(local, run.mesh, config['batch'])
-            state, metrics = steps[kind](state, batch)
+            kind, ids, batch = feeds.next(step, stage)
+            state, metrics = steps[stage][kind](state, batch)
         done = step + 1
         if config['profile'] and done == config['profile'][1]:
             jax.block_until_ready(state)
             jax.profiler.stop_trace()
-        recent.append((step, metrics, local['id']))
+        recent.append((step, metrics, ids))
         if len(recent) > 1:
             newest = recent.pop()
             look(recent, saved)  # one step late, so that the devices always have the next step to work on
             recent.append(newest)
         if done % every['log'] == 0 or done in (1, total):
             values = look(list(recent), saved)
-            wait = sum(stream.wait_s for stream in streams.values())
-            scalars = progress.measure(done, values['loss'], flops[kind], wait)
-            writer.write(done, {**values, **scalars})
+            scalars = progress.measure(done, values['loss'], flops[stage][kind], feeds.wait_s)
+            writer.write(done, {**values, **scalars, **feeds.scalars()})
             log.info(progress.line(done))
             page.update(now=False)
         if done == first + 1:
-            progress.start(done, sum(stream.wait_s for stream in streams.values()))  # compiling is not training
+            progress.start(done, feeds.wait_s)  # compiling is not training
         if done % every['checkpoint'] == 0 or done == total or stop.asked:
             save(done)
         evaluate(done, final=done == total)
@@ -222,8 +251,7 @@ def train(run: Run, work: workdir.Workdir) -> None:
             checkpoints.wait()
             log.info('%s: saved step %d; the same command resumes', stop.asked, done)
             break
-    for stream in streams.values():
-        stream.close()
+    feeds.close()
     checkpoints.close()
     writer.close()
     if first >= total:
@@ -237,7 +265,8 @@ def train(run: Run, work: workdir.Workdir) -> None:
 
 
 def fingerprints(run: Run) -> dict[str, str]:
-    return {kind: run.datasets(spec['data']).fingerprint for kind, spec in run.config['kinds'].items()}
+    return {kind: '|'.join(dict.fromkeys(datasets.fingerprint(spec['data']) for datasets in run.data.stages))
+            for kind, spec in run.config['kinds'].items()}
 
 
 def check_data(run: Run, saved: Mapping[str, str]) -> None:
@@ -248,14 +277,10 @@ def check_data(run: Run, saved: Mapping[str, str]) -> None:
                               "give the old data, or resume.allow=('data',) to go on with these")
 
 
-def open_streams(run: Run, positions: Mapping[str, int]) -> dict[str, pipeline.Stream]:
-    """This process's batches of every kind, from ``positions``: examples of each kind seen so far."""
-    config = run.config
-    rows = mesh_lib.process_rows(run.mesh, config['batch'])
-    workers = config['loader']['workers'] or os.cpu_count()
-    return {kind: pipeline.Stream(run.datasets(spec['data']), config['batch'], positions.get(kind, 0), rows, workers,
-                                  config['loader']['prefetch'])
-            for kind, spec in config['kinds'].items()}
+def loader(config: Mapping[str, Any]) -> dict[str, Any]:
+    """How batches are made: no threads asked for means as many as there are cores, shared by the processes."""
+    asked = dict(config['loader'])
+    return asked | {'workers': asked['workers'] or max(1, os.cpu_count() // max(1, asked['processes']))}
 
 
 def look(recent: list[tuple[int, Any, np.ndarray]], saved: int) -> dict[str, float]:
@@ -263,7 +288,7 @@ def look(recent: list[tuple[int, Any, np.ndarray]], saved: int) -> dict[str, flo
     values: dict[str, float] = {}
     while recent:
         step, metrics, ids = recent.pop(0)
-        values = {key: float(value) for key, value in jax.device_get(metrics).items()}
+        values = step_lib.present({key: float(value) for key, value in jax.device_get(metrics).items()})
         for key in ('loss', 'grad_norm'):
             if not math.isfinite(values[key]):
                 shown = ', '.join(f'{source}:{index}' for source, index in ids[:8])
@@ -301,7 +326,8 @@ class Report:
     def update(self, now: bool = True) -> None:
         if jax.process_index() != 0 or not now and time.monotonic() - self.written < self.seconds:
             return
-        self.work.write_json('lost.json', self.run.datasets.lost())
+        self.work.write_json('lost.json', self.run.data.lost())
+        self.work.write_json('data.json', self.run.data.record())
         try:
             report.write(self.work.path)
         except Exception:  # noqa: BLE001  a picture is not worth a run

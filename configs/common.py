@@ -1,5 +1,7 @@
 """What several recipes say alike: image-text data from tars, and the evaluations of a two-tower model."""
 
+import re
+
 # Parameters that are matrices decay; biases, norms, positions, tokens and temperatures do not (openai/CLIP, big_vision).
 DECAY = (('.*/kernel', 1.), ('.*/embedding', 1.), ('.*', 0.))
 
@@ -16,11 +18,18 @@ def eval_ops(image: int) -> tuple[dict, ...]:
     return (dict(name='decode'), dict(name='resize', size=image))
 
 
+def source(where: str, split: str) -> dict:
+    """Tars by their path, URL or glob; a bare name such as ``cc12m`` is a set that the site file knows (docs/datasets.md)."""
+    if re.fullmatch(r'[\w-]+', where):
+        return dict(name='named', set=where, split=split)
+    return dict(name='webdataset', files=where)
+
+
 def tar_data(arg, length: int, area: tuple[float, float]) -> dict:
-    """``arg.data``, and ``arg.val`` if given: img2dataset tars (KEY.jpg, KEY.txt, KEY.json)."""
-    data = dict(train=dict(source=dict(name='webdataset', files=arg.data), ops=pair_ops(arg.image, length, area)))
+    """``arg.data``, and ``arg.val`` if given: img2dataset tars (KEY.jpg, KEY.txt, KEY.json), or sets by their names."""
+    data = dict(train=dict(source=source(arg.data, 'train'), ops=pair_ops(arg.image, length, area)))
     if arg.val:
-        data['val'] = dict(source=dict(name='webdataset', files=arg.val), ops=eval_ops(arg.image))
+        data['val'] = dict(source=source(arg.val, 'val'), ops=eval_ops(arg.image))
     if arg.imagenet:
         data['imagenet'] = dict(source=dict(name='tfds', dataset=arg.imagenet, split='validation', captions='', label='label'),
                                 ops=eval_ops(arg.image))

@@ -57,7 +57,7 @@ def test_the_example_of_extend_runs_outside_the_repository(tmp_path):
 PAGES = {path.relative_to(ROOT).as_posix(): path.read_text(encoding='utf-8')
          for path in (ROOT / 'README.md', ROOT / 'CHANGELOG.md', *sorted((ROOT / 'docs').glob('*.md')))}
 PACKAGES = {'towers': 'bigvlm.towers', 'objectives': 'bigvlm.objectives', 'evaluators': 'bigvlm.evals',
-            'sources': 'bigvlm.data.sources', 'ops': 'bigvlm.data.ops', 'tokenizers': 'bigvlm.data.tokenizers'}
+            'sources': 'bigvlm.data.sources', 'ops': 'bigvlm.data.ops', 'tokenizers': 'bigvlm.data.tokenizers', 'augment': 'bigvlm.nn.augment'}
 
 
 def anchors(page: str) -> set[str]:
@@ -82,7 +82,7 @@ def test_links_resolve(page):
 @pytest.mark.parametrize('page', PAGES)
 def test_named_files_and_modules_exist(page):
     own = {'configs/mine.py'} if page == 'docs/extend.md' else set()
-    for name in set(re.findall(r'\b(?:bigvlm|configs|tools|tests|docs)/[\w/.]*\w', PAGES[page])) - own:
+    for name in set(re.findall(r'(?<![\w/])(?:bigvlm|configs|tools|tests|docs)/[\w/.]*\w', PAGES[page])) - own:
         assert (ROOT / name).exists(), f'{page}: {name}'
     for name in set(re.findall(r'-m (bigvlm[\w.]*)', PAGES[page])):
         assert importlib.util.find_spec(name), f'{page}: {name}'
@@ -95,7 +95,7 @@ def commands() -> list[tuple[str, str]]:
         for block in re.findall(r'^```bash\n(.*?)^```$', text, re.MULTILINE | re.DOTALL):
             lines = block.replace('\\\n', ' ').splitlines()
             found += [(page, line) for line in lines
-                      if '--config' in line and 'FILE[' not in line and 'mine.py' not in line]
+                      if '--config' in line and 'FILE[' not in line and not re.search(r'mine\.py|my_recipe\.py|--config RECIPE', line)]
     return found
 
 
@@ -112,6 +112,8 @@ def test_commands_name_recipes_and_keys(page, command):
     recipe.resolve(recipe.from_command_line(str(ROOT / spec), overrides))
     flags = {a.partition('=')[0] for a in arguments if a.startswith('--') and not a.startswith('--config')}
     known = {'--workdir', '--dry_run', '--steps', '--vocab', '--out'}
+    if 'tools/data.py' in arguments:
+        known = {f'--{name}' for name in re.findall(r"'--(\w+)'", ''.join(p.read_text(encoding='utf-8') for p in (ROOT / 'tools').glob('*data*.py')))}
     if 'tools/plan.py' in arguments:
         known = set(re.findall(r"flags\.DEFINE_\w+\(\s*'(\w+)'", (ROOT / 'tools/plan.py').read_text(encoding='utf-8')))
         known = {f'--{name}' for name in known}
@@ -137,7 +139,7 @@ def test_every_key_of_a_recipe_and_every_part_is_documented():
 
 
 def test_every_op_is_documented_with_its_fields():
-    rows = re.findall(r'^\| `(\w+)` \| (.*?) \|', section('docs/data.md', 'Ops'), re.MULTILINE)
+    rows = re.findall(r'^\| `(\w+)` \| (.*?) \|', section('docs/data.md', 'Ops').split('\n### ')[0], re.MULTILINE)
     assert sorted(name for name, _ in rows) == parts.names('bigvlm.data.ops')
     for name, cell in rows:
         said = dict(re.match(r'(\w+)=?(.*)', item).groups() for item in re.findall(r'`([^`]+)`', cell))

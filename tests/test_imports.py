@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 LEVELS = (
     ('core',), ('nn', 'figures', 'schedules'), ('towers', 'fusion', 'decoders', 'optim'), ('objectives', 'model'),
     ('state', 'recipe', 'data', 'metrics', 'progress', 'workdir', 'checkpoint'),
-    ('step', 'evals', 'report'), ('blueprint', 'evaluate'), ('plan', 'train'))
+    ('step', 'evals', 'report', 'feed'), ('blueprint', 'evaluate'), ('plan', 'train'))
 FORBIDDEN = {
     'objectives': ('towers', 'optim', 'figures', 'schedules'), 'model': ('towers', 'optim'),
     'data': ('nn', 'model', 'optim'),

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 
+import fast
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,8 +15,8 @@ import tiny
 
 from configs import common
 
-from bigvlm import optim, step as step_lib
-from bigvlm.core import flops, paths
+from bigvlm import model as model_lib, optim, step as step_lib
+from bigvlm.core import flops, pairwise, paths
 from bigvlm.core.parts import RecipeError
 from bigvlm.plan import hlo
 from bigvlm.state import example_batch
@@ -197,6 +198,144 @@ def collectives(mesh, micro):
     found = hlo.collectives(program, dict(s.mesh.shape))
     assert not found.unknown
     return found
+
+
+AUGMENT = {'image': (dict(name='jitter', brightness=.4, hue=.2), dict(name='gray'), dict(name='blur'), dict(name='solarize'))}
+SPLITS = {'data': (dict(data=8), 1), 'tensor, micro': (dict(data=2, fsdp=2, tensor=2), 4)}
+SOURCES = {2: 'photos', 5: 'none', 7: 'scenes'}
+
+
+def mixed_batch():
+    """Of two of three data sets, with captions that come twice."""
+    batch = tiny.batch()
+    batch['id'][:, 0] = np.random.default_rng(0).choice([2, 7], 16, p=[.3, .7])
+    batch['text'][8:12] = batch['text'][:4]
+    return batch
+
+
+def losses_per_example(image_BD, text_BD, batch):
+    """{objective: [B]} by the formulas over the whole matrix, in float64."""
+    image_BD, text_BD = np.asarray(image_BD, np.float64), np.asarray(text_BD, np.float64)
+    same_BB = (batch['text'][:, None] == batch['text']).all(-1)
+    assert 16 < same_BB.sum() < 40
+
+    def cross_entropy(logits_BB):
+        log_p_BB = logits_BB - np.log(np.exp(logits_BB).sum(1, keepdims=True))
+        return -(same_BB * log_p_BB).sum(1) / same_BB.sum(1)
+    cosine_BB = image_BD @ text_BD.T
+    contrast_BB, match_BB = cosine_BB / .07, 10. * cosine_BB - 10.
+    return {'contrast': .5 * (cross_entropy(contrast_BB) + cross_entropy(contrast_BB.T)),
+            'match': np.logaddexp(0., np.where(same_BB, -match_BB, match_BB)).sum(1)}
+
+
+def mixed(mesh=None, micro=1):
+    """A setting that augments and knows equal captions."""
+    objectives = {k: dict(v, target='captions') for k, v in tiny.OBJECTIVES.items()}
+    return tiny.Setting(tiny.config(objectives=objectives, augment=AUGMENT, micro=micro), mesh)
+
+
+@functools.cache
+def mixed_whole():
+    """(state, {objective: loss per example}, the same without augmentation, gradient norm) of the whole batch on one device."""
+    s, batch = mixed(), mixed_batch()
+    state = s.init()
+
+    @fast.jit
+    def whole(state):
+        key = jax.random.fold_in(state.key, state.step)
+        def features(params, train):
+            return s.plan.model.apply({'params': params}, batch, key, method='features', train=train)
+        def loss(params):
+            return s.plan.model.apply({'params': params}, features(params, True), method='loss')[0]
+        both = [features(state.params, train)['match'] for train in (True, False)]
+        return both, optim.global_norm(jax.grad(loss)(state.params))
+    both, norm = whole(state)
+    return (jax.device_get(state.replace(key=jax.random.key_data(state.key))),
+            *(losses_per_example(f['image_BD'], f['text_BD'], batch) for f in both), float(norm))
+
+
+@pytest.mark.parametrize('split', SPLITS)
+def test_augmented_losses_of_each_data_set_however_the_work_is_split(split):
+    (state, wanted, plain, norm), batch = mixed_whole(), mixed_batch()
+    s = mixed(*SPLITS[split])
+    step = step_lib.jit(step_lib.make(s.plan.model, s.plan.optimizer, s.placed.stored, s.config, 'pairs', sources=SOURCES),
+                        s.mesh, s.placed.shardings)
+    with jax.set_mesh(s.mesh):
+        given = jax.device_put(state.replace(key=jax.random.wrap_key_data(state.key)), s.placed.shardings), s.put(batch)
+        _, metrics = step.lower(*given).compile({'xla_backend_optimization_level': 0})(*given)
+    values = {name: float(value) for name, value in metrics.items()}
+    for objective, loss_B in wanted.items():
+        assert np.abs(plain[objective] - loss_B).max() > .01, 'augmentation must move the loss, or equality says nothing'
+        np.testing.assert_allclose(values[f'{objective}/loss'], loss_B.mean(), rtol=2e-5)
+        for number in (2, 7):
+            name, its = SOURCES[number], batch['id'][:, 0] == number
+            np.testing.assert_allclose(values[f'{objective}/loss/{name}'], loss_B[its].mean(), rtol=2e-5)
+            assert values[f'examples/{name}'] == its.sum() > 0
+            assert abs(loss_B[its].mean() - loss_B.mean()) > 1e-3
+        assert values[f'{objective}/loss/none'] == 0.
+    assert values['examples/none'] == 0.
+    assert values.keys() - step_lib.present(values).keys() == {'contrast/loss/none', 'match/loss/none'}
+    np.testing.assert_allclose(values['grad_norm'], norm, rtol=2e-4)
+
+
+def test_evaluation_and_flops_know_no_augmentation():
+    plain, augmented = (tiny.Setting(tiny.config(augment=augment)).plan for augment in ({}, AUGMENT))
+    assert augmented.model.augment and augmented.model_flops('pairs') == plain.model_flops('pairs')
+    images = {'image': tiny.batch(2)['image']}
+    programs = [str(jax.make_jaxpr(lambda p, plan=plan: plan.model.apply({'params': p}, images, 'match', method='embed'))(
+        plain.abstract.params)) for plan in (plain, augmented)]
+    assert programs[0] == programs[1]
+
+
+def test_augmented_images_are_normalised_as_bytes_are():
+    """Steps that change nothing: floats in [0, 1] meet the tower's mean and deviation as bytes do."""
+    tower = dict(tiny.TOWERS['image'], mean=(.48, .46, .41), std=(.27, .26, .28))
+    nothing = {'image': (dict(name='gray', probability=0.),)}
+    models = [model_lib.from_config(tiny.config(augment=augment, towers=dict(tiny.TOWERS, image=tower))) for augment in ({}, nothing)]
+    batch = tiny.batch(2)
+
+    @fast.jit
+    def embedded():
+        params = models[0].init(jax.random.key(0), {'pairs': batch}, method='init_all')
+        return [model.apply(params, batch, jax.random.key(1), method='features')['match']['image_BD'] for model in models]
+    np.testing.assert_allclose(*embedded(), atol=1e-6)
+
+
+def test_one_data_set_adds_no_metric():
+    s = tiny.Setting(tiny.config())
+    def step(sources):
+        return step_lib.make(s.plan.model, s.plan.optimizer, s.placed.stored, s.config, 'pairs', sources=sources)
+    def metrics(sources):
+        return jax.eval_shape(step(sources), s.plan.abstract, example_batch(s.plan.shapes['pairs'], 16))[1]
+    plain = metrics(None)
+    assert plain == metrics({3: 'only'}) and all(x.shape == () for x in plain.values())
+    assert metrics({3: 'a', 4: 'b'}).keys() - plain.keys() == {
+        f'{m}/{name}' for m in ('contrast/loss', 'match/loss', 'examples') for name in 'ab'}
+
+
+def test_losses_per_example_cost_nothing_unless_asked_for():
+    """Asked for, one sum of a few numbers over the devices; otherwise the very program that has never heard of them."""
+    mesh = tiny.mesh_lib.make_mesh(dict(data=8))
+    with jax.set_mesh(mesh):
+        layout = tiny.mesh_lib.batch_sharding(mesh)
+        x, number = (jax.ShapeDtypeStruct(shape, dtype, sharding=layout) for shape, dtype in (((64, 8), jnp.float32), ((64,), jnp.uint32)))
+
+        def compiled(loss_fn, finish, **more):
+            def loss(rows, cols, number_B):
+                value, metrics = loss_fn(rows, cols, 10., exchange='ring', tile=4, **more)
+                return value, finish(metrics, number_B)
+            program = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True)).lower(x, x, number).compile().as_text()
+            return program.count(' = '), hlo.collectives(program, dict(mesh.shape))
+
+        for loss_fn, more in ((pairwise.softmax, {}), (pairwise.sigmoid, dict(bias=-10.))):
+            def scalars(metrics):
+                return {name: value for name, value in metrics.items() if value.ndim == 0}
+            (plain, moved), (asked, moved_more) = (compiled(loss_fn, finish, **more) for finish in (
+                lambda metrics, number_B: scalars(metrics),
+                lambda metrics, number_B: scalars(metrics) | step_lib.by_source({'loss': metrics['loss_B']}, number_B, {1: 'a', 2: 'b'})))
+            assert plain < asked
+            assert sum(c.times for c in moved_more.collectives) <= sum(c.times for c in moved.collectives) + 1
+            assert moved.bytes < moved_more.bytes <= moved.bytes + 64
 
 
 def test_splitting_into_micro_batches_adds_no_collective():

@@ -31,3 +31,8 @@ class Kinds:
         """The kind of this step's batch."""
         cycle, place = divmod(step, len(self._slots))
         return self._cycle(cycle)[place]
+
+    def count(self, kind: str, step: int) -> int:
+        """How many of the first ``step`` batches are of this kind: the number of the kind's next batch."""
+        cycle, place = divmod(step, len(self._slots))
+        return cycle * self.weights[kind] + self._cycle(cycle)[:place].count(kind)

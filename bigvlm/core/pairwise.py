@@ -76,13 +76,14 @@ def softmax(rows_BD: jax.Array, cols_BD: jax.Array, scale: jax.Array | float, *,
     A row's target distribution is (1-ε)·q/Σq + ε/B with q = ``target`` and ε = ``smoothing``; a column's likewise over
     its rows (with ``equal_labels`` this is UniCL, arXiv 2204.03610: weights 1/|P(i)|, both directions).
     Sides are pytrees of arrays [B,…].
-    Metrics: ``accuracy``, how often some positive beats every negative, both directions averaged.
+    Metrics, without gradient: ``accuracy``, how often some positive beats every negative, both directions averaged;
+    ``loss_B``, each example's part of the loss, ½(cross-entropy of its row + of its column), whose mean is the loss.
     Raises RecipeError for impossible options, ValueError for shapes that do not fit.
     """
     check_smoothing(smoothing)
     plan = _plan(rows_BD, cols_BD, target, exchange, tile, dtype, wire, gather_budget)._replace(smoothing=smoothing)
-    loss, accuracy = _softmax(plan, *_items(rows_BD, cols_BD, rows_side, cols_side), _scalar(scale, plan))
-    return loss, {'accuracy': lax.stop_gradient(accuracy)}
+    loss, accuracy, loss_B = _softmax(plan, *_items(rows_BD, cols_BD, rows_side, cols_side), _scalar(scale, plan))
+    return loss, lax.stop_gradient({'accuracy': accuracy, 'loss_B': loss_B})
 
 
 def sigmoid(rows_BD: jax.Array, cols_BD: jax.Array, scale: jax.Array | float, bias: jax.Array | float, *,
@@ -91,13 +92,14 @@ def sigmoid(rows_BD: jax.Array, cols_BD: jax.Array, scale: jax.Array | float, bi
             ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """-1/B Σi Σj log σ(m_ij (scale·x_i·y_j + bias)), m = +1 where ``target`` > 0, else -1 (SigLIP, arXiv 2303.15343).
 
-    Metrics: ``positive`` and ``negative``, the mean logit of positive and of negative pairs (0 if there are none).
+    Metrics, without gradient: ``positive`` and ``negative``, the mean logit of positive and of negative pairs (0 if there
+    are none); ``loss_B``, each row's sum over the columns, -Σj log σ(m_ij (scale·x_i·y_j + bias)), whose mean is the loss.
     Raises RecipeError for impossible options, ValueError for shapes that do not fit.
     """
     plan = _plan(rows_BD, cols_BD, target, exchange, tile, dtype, wire, gather_budget)
-    loss, positive, negative = _sigmoid(plan, *_items(rows_BD, cols_BD, rows_side, cols_side),
-                                        _scalar(scale, plan), _scalar(bias, plan))
-    return loss, {'positive': lax.stop_gradient(positive), 'negative': lax.stop_gradient(negative)}
+    loss, positive, negative, loss_B = _sigmoid(plan, *_items(rows_BD, cols_BD, rows_side, cols_side),
+                                                _scalar(scale, plan), _scalar(bias, plan))
+    return loss, lax.stop_gradient({'positive': positive, 'negative': negative, 'loss_B': loss_B})
 
 
 def check_smoothing(smoothing: float) -> None:
@@ -199,6 +201,7 @@ def logit_gradient(l_rc: jax.Array, q_rc: jax.Array, norms: Norms, axis: int, sm
 
 
 def _softmax_forward(plan: Plan, items, scale):
+    """((what the backward pass needs to know of rows and columns, the loss of each example), (loss, accuracy))."""
     def tile(rows: Items, cols: Items):
         l_rc = scale * _matmul('rd,cd->rc', rows.x, cols.x, plan)
         q_rc = _targets(rows, cols, plan)
@@ -214,7 +217,7 @@ def _softmax_forward(plan: Plan, items, scale):
     norms = tuple(map(norms_of, stats))
     loss_b = sum(map(cross_entropy, stats, norms))
     won_b = sum((s.positive > s.negative).astype(plan.sum_dtype) for s in stats)
-    return norms, tuple(total(x, plan.way.axes) / (2 * plan.batch) for x in (loss_b, won_b))
+    return (norms, loss_b / 2), tuple(total(x, plan.way.axes) / (2 * plan.batch) for x in (loss_b, won_b))
 
 
 def _softmax_backward(plan: Plan, items, scale):
@@ -242,15 +245,15 @@ def _softmax(plan: Plan, rows: Items, cols: Items, scale):
 
 
 def _softmax_fwd(plan, rows, cols, scale):
-    norms, values = on_shards(partial(_softmax_forward, plan), plan.way.axes)((rows, cols), scale)
-    return values, (rows, cols, scale, norms)
+    (norms, loss_B), values = on_shards(partial(_softmax_forward, plan), plan.way.axes)((rows, cols), scale)
+    return (*values, loss_B), (rows, cols, scale, norms)
 
 
 def _softmax_bwd(plan, saved, cotangent):
     rows, cols, scale, (row_norms, col_norms) = saved
     items = (rows, row_norms), (cols, col_norms)
     (drows, dcols), dscale = on_shards(partial(_softmax_backward, plan), plan.way.axes)(items, scale)
-    ct = cotangent[0]  # accuracy has no gradient
+    ct = cotangent[0]  # of the loss; metrics have no gradient
     return (Items((ct * drows).astype(rows.x.dtype), None, None),
             Items((ct * dcols).astype(cols.x.dtype), None, None), ct * dscale)
 
@@ -270,7 +273,8 @@ class Sums(NamedTuple):
 
 
 def _sigmoid_pass(plan: Plan, items, scalars, *, with_grads: bool):
-    """((loss, mean positive logit, mean negative logit), the gradients (drows, dcols, dscale, dbias) or nothing)."""
+    """((each row's loss, (drows, dcols)), ((loss, mean positive logit, mean negative logit), (dscale, dbias))); without
+    gradients there is nothing in their places."""
     scale, bias = scalars
 
     def tile(rows: Items, cols: Items):
@@ -293,27 +297,28 @@ def _sigmoid_pass(plan: Plan, items, scalars, *, with_grads: bool):
     values = (sums.loss / plan.batch, sums.positive / jnp.maximum(sums.positives, 1.),
               sums.negative / jnp.maximum(sums.negatives, 1.))
     if not with_grads:
-        return (), (values, ())
+        return (sums_b.loss, ()), (values, ())
     drows, dscale, dbias = to_rows
     to_x = scale / plan.batch
-    return ((to_x * drows).astype(rows.x.dtype), (to_x * dcols).astype(cols.x.dtype)), (
-        values, tuple(total(x, plan.way.axes) / plan.batch for x in (dscale, dbias)))
+    to_both = (to_x * drows).astype(rows.x.dtype), (to_x * dcols).astype(cols.x.dtype)
+    return (sums_b.loss, to_both), (values, tuple(total(x, plan.way.axes) / plan.batch for x in (dscale, dbias)))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _sigmoid(plan: Plan, rows: Items, cols: Items, scale, bias):
     only_value = partial(_sigmoid_pass, plan, with_grads=False)
-    return on_shards(only_value, plan.way.axes)((rows, cols), (scale, bias))[1][0]
+    (loss_B, _), (values, _) = on_shards(only_value, plan.way.axes)((rows, cols), (scale, bias))
+    return *values, loss_B
 
 
 def _sigmoid_fwd(plan, rows, cols, scale, bias):
     both = partial(_sigmoid_pass, plan, with_grads=True)
-    to_x, (values, to_scalars) = on_shards(both, plan.way.axes)((rows, cols), (scale, bias))
-    return values, (to_x, to_scalars)
+    (loss_B, to_x), (values, to_scalars) = on_shards(both, plan.way.axes)((rows, cols), (scale, bias))
+    return (*values, loss_B), (to_x, to_scalars)
 
 
 def _sigmoid_bwd(plan, saved, cotangent):
-    ct = cotangent[0]  # the mean logits have no gradient
+    ct = cotangent[0]  # of the loss; metrics have no gradient
     (drows, dcols), (dscale, dbias) = saved
     return (Items((ct * drows).astype(drows.dtype), None, None), Items((ct * dcols).astype(dcols.dtype), None, None),
             ct * dscale, ct * dbias)

@@ -17,7 +17,7 @@ from typing import Any
 # What Flax adds to every module's dataclass; never a recipe's business.
 _LINEN_FIELDS = ('parent', 'name')
 # What callers supply to parts that declare it; never written in a recipe either.
-GIVEN = ('corpus', 'datasets', 'tokenizers')
+GIVEN = ('corpus', 'datasets', 'label_names', 'tokenizers')
 
 
 class RecipeError(ValueError):
@@ -92,8 +92,9 @@ def bind(package: str, spec: Mapping[str, Any], where: str, **given: Any) -> Cal
     part = find(package, spec.pop('name'), where)
     known = fields(part)
     given = {k: v for k, v in given.items() if k in known}
+    passes_on = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(part).parameters.values())  # **fields of another part
     for key in spec:
-        if key not in known or key in given:
+        if key in given or key not in known and not passes_on:
             valid = sorted(set(known) - set(given))
             close = difflib.get_close_matches(key, valid, n=1)
             hint = f'; did you mean {close[0]!r}?' if close else ''

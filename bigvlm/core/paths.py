@@ -40,7 +40,9 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def find(tree: Any, path: str) -> Any:
-    """``tree['a']['b']`` for the path 'a/b', or None."""
+    """``tree['a/b']``, else ``tree['a']['b']``, for the path 'a/b', or None."""
+    if isinstance(tree, Mapping) and path in tree:
+        return tree[path]
     for key in path.split('/'):
         tree = tree.get(key) if isinstance(tree, Mapping) else None
     return tree

@@ -1,4 +1,5 @@
 """Examples that cannot be used: how sources and ops say so, and the record of them that runs report."""
+import itertools
 import logging
 import threading
 from collections.abc import Iterable
@@ -15,12 +16,13 @@ class TooManyBad(RuntimeError):
 
 
 class Lost:
-    """Which items of a data set are unusable, and why: each counted and named once, whichever thread meets it."""
+    """Which items of a data set are unusable, and why: each counted and named once, whichever thread or process meets it."""
 
     def __init__(self, total: int, max_bad: float, source: str):
         self._total, self._max_bad, self._source = total, max_bad, source
-        self._reasons: dict[int, str] = {}
+        self._examples: dict[int, tuple[str, str]] = {}  # index -> (name, reason), in the order met
         self._items: dict[str, list[str]] = {}
+        self._told = 0
         self._lock = threading.Lock()
 
     def note(self, reason: str, items: Iterable[str]) -> None:
@@ -31,18 +33,35 @@ class Lost:
     def add(self, index: int, name: str, reason: str) -> None:
         """Record that example `index` is unusable. Raises TooManyBad once more than max_bad of the source are."""
         with self._lock:
-            if index not in self._reasons:
-                self._reasons[index] = reason
+            if index not in self._examples:
+                self._examples[index] = name, reason
                 self._items.setdefault(reason, []).append(name)
                 log.info('unusable example %s: %s', name, reason)
-            too_many = len(self._reasons) > self._max_bad * self._total
+            too_many = len(self._examples) > self._max_bad * self._total
         if too_many:
-            raise TooManyBad(f'{self._source}: {len(self._reasons)} of {self._total} examples are unusable, more than '
+            raise TooManyBad(f'{self._source}: {len(self._examples)} of {self._total} examples are unusable, more than '
                              f'max_bad={self._max_bad:g} allows: {self.summary()}')
+
+    def new(self) -> list[tuple[int, str, str]]:
+        """(index, name, reason) of the examples added since this was last asked."""
+        with self._lock:
+            first, self._told = self._told, len(self._examples)
+            return [(index, *found) for index, found in itertools.islice(self._examples.items(), first, None)]
+
+    def merge(self, found: Iterable[tuple[int, str, str]]) -> None:
+        """Add what `new` of another process told; in all, as if it had been met here. Raises TooManyBad."""
+        for index, name, reason in found:
+            self.add(index, name, reason)
 
     def reason(self, index: int) -> str | None:
         """Why `index` is known to be unusable, or None."""
-        return self._reasons.get(index)
+        found = self._examples.get(index)
+        return found and found[1]
+
+    @property
+    def count(self) -> int:
+        """How many examples are known to be unusable."""
+        return len(self._examples)
 
     @property
     def items(self) -> dict[str, list[str]]:

@@ -8,41 +8,64 @@ import numpy as np
 from bigvlm.core import parts
 from bigvlm.core.parts import RecipeError
 from bigvlm.data.bad import BadExample, Lost, TooManyBad
+from bigvlm.data.blocks import BlockCache
 
 Example = dict[str, Any]
 
-_FIELDS = ('source', 'ops', 'max_bad', 'number')
+FIELDS = {'ops': (), 'max_bad': .01, 'number': 0, 'order': 'shuffle', 'block': 64, 'pool': 16_384}  # beside `source`
 _NEIGHBOURS = 64  # so many unusable examples in a row are a broken source, not bad luck
 _READS, _PAUSE_S = 3, .1
 
 
 class Dataset:
-    """What the recipe's `data.NAME` describes: `source`, `ops` (a tuple, in order), `max_bad`, `number`.
+    """What the recipe's `data.NAME` describes: `source`, `ops` (a tuple, in order), `max_bad`, `number`, `order`.
 
     `max_bad`: the fraction of the source that may be unusable before the run stops. `number`: the source's number in
-    the ids of its examples. `lost`: what was unusable so far, reason -> names.
+    the ids of its examples. `order`: 'shuffle', a shuffle of everything, or 'blocks', for storage that is read in long
+    pieces: `block` examples a request, `pool` examples mixed at a time. `like`: a dataset of the same source, in another
+    stage of the run, whose open source and list of unusable examples are shared.
     """
 
     def __init__(self, spec: Mapping[str, Any], where: str = 'data', tokenizers: Mapping[str, Any] | None = None,
-                 seed: int = 0):
-        for key in spec:
-            if key not in _FIELDS:
-                raise RecipeError(f'{where}.{key}: unknown field (valid: {", ".join(_FIELDS)})')
+                 seed: int = 0, number: int | None = None, like: 'Dataset | None' = None):
+        if unknown := set(spec) - {'source', *FIELDS}:
+            raise RecipeError(f'{where}.{min(unknown)}: unknown field (valid: source, {", ".join(FIELDS)}; or mix, homogeneous)')
         if 'source' not in spec:
             raise RecipeError(f'{where}.source: this field is required')
-        self.seed, self.number, self.name = seed, int(spec.get('number', 0)), where
-        self.ops: tuple[Callable, ...] = tuple(
-            parts.build('bigvlm.data.ops', op, f'{where}.ops[{i}]', tokenizers=tokenizers or {})
-            for i, op in enumerate(spec.get('ops', ())))
-        self.source = parts.build('bigvlm.data.sources', spec['source'], f'{where}.source')
+        fields = {**FIELDS, **spec}
+        self.seed, self.number, self.name = seed, int(fields['number']) if number is None else number, where
+        self.order, self.block, self.pool = fields['order'], fields['block'], fields['pool']
+        given = dict(tokenizers=tokenizers or {})
+        self.source = like.source if like else parts.build('bigvlm.data.sources', spec['source'], f'{where}.source', **given)
         if not len(self.source):
             raise RecipeError(f'{where}.source: {self.source.name} has no examples')
-        max_bad = spec.get('max_bad', .01)
+        self.ops: tuple[Callable, ...] = tuple(
+            parts.build('bigvlm.data.ops', op, f'{where}.ops[{i}]', **given, label_names=self.label_names)
+            for i, op in enumerate(fields['ops']))
+        max_bad = fields['max_bad']
         if not 0 <= max_bad <= 1:
             raise RecipeError(f'{where}.max_bad: a fraction from 0 to 1, found {max_bad}')
-        self._lost = Lost(len(self.source), max_bad, self.source.name)
-        for reason, items in getattr(self.source, 'damage', {}).items():
-            self._lost.note(reason, items)
+        self._read: Callable[[int], Mapping[str, Any]] = self.source.__getitem__
+        self.blocks: BlockCache | None = None
+        if self.order == 'blocks':
+            self._read_in_blocks(where)
+        elif self.order != 'shuffle':
+            raise RecipeError(f'{where}.order: {self.order!r} is none of shuffle, blocks')
+        self.lost_log = like.lost_log if like else Lost(len(self.source), max_bad, self.source.name)
+        if not like:
+            for reason, items in getattr(self.source, 'damage', {}).items():
+                self.lost_log.note(reason, items)
+
+    def _read_in_blocks(self, where: str) -> None:
+        if not hasattr(self.source, 'read'):
+            raise RecipeError(f"{where}.order: 'blocks' needs a source that reads neighbours together; {self.source.name} does not, "
+                              "use order='shuffle'")
+        for key in ('block', 'pool'):
+            if not isinstance(getattr(self, key), int) or getattr(self, key) < 1:
+                raise RecipeError(f'{where}.{key}: a positive number of examples, found {getattr(self, key)!r}')
+        # What is mixed now, what is read ahead, and a stretch's end that two lanes share.
+        self.blocks = BlockCache(self.source, self.block, most=max(8, 2 * self.pool // self.block))
+        self._read = self.blocks.__getitem__
 
     def __len__(self) -> int:
         return len(self.source)
@@ -60,11 +83,11 @@ class Dataset:
     @property
     def lost(self) -> dict[str, list[str]]:
         """Unusable items so far: reason -> names, each item once."""
-        return self._lost.items
+        return self.lost_log.items
 
     def captions(self, index: int) -> tuple[str, ...]:
         """All captions of one example, as the source has them. Raises BadExample if it has none."""
-        captions = tuple(_patiently(self.source.captions, index))
+        captions = tuple(patiently(self.source.captions, index))
         if not captions:
             raise BadExample('no caption')
         return captions
@@ -77,21 +100,21 @@ class Dataset:
         """
         for step in range(_NEIGHBOURS):
             other = (index + step) % len(self)
-            reason = self._lost.reason(other)
+            reason = self.lost_log.reason(other)
             if reason is None:
                 try:
                     return self._draw(other, epoch)
                 except BadExample as bad:
                     reason = str(bad)
-                    self._lost.add(other, self.source.describe(other), reason)
+                    self.lost_log.add(other, self.source.describe(other), reason)
             if not substitute:
                 raise BadExample(reason)
         raise TooManyBad(f'{self.source.name}: {_NEIGHBOURS} unusable examples in a row from '
-                         f'{self.source.describe(index)}: {self._lost.summary()}')
+                         f'{self.source.describe(index)}: {self.lost_log.summary()}')
 
     def _draw(self, index: int, epoch: int) -> Example:
         rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((self.seed, self.number, epoch, index))))
-        example = dict(_patiently(self.source.__getitem__, index))
+        example = dict(patiently(self._read, index))
         # Drawn even where there is nothing to choose, so that what the ops draw does not depend on it.
         chance = rng.random()
         if captions := example.get('captions'):
@@ -102,7 +125,7 @@ class Dataset:
         return example
 
 
-def _patiently(read: Callable[[int], Any], index: int) -> Any:
+def patiently(read: Callable[[int], Any], index: int) -> Any:
     """`read(index)`, again after a short pause if the storage fails for a moment; the last failure is raised."""
     for attempt in range(_READS):
         try:

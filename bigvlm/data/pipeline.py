@@ -1,15 +1,76 @@
-"""The door to the data: datasets by (index, epoch), their shuffled order, batches by position, tokenizers by name."""
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+"""The door to the data: what a recipe's data, kinds and stages amount to, which examples each step sees, tokenizers by name."""
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
-from bigvlm.core import parts
+from bigvlm.core import durations, parts, stages
+from bigvlm.core.kinds import Kinds
 from bigvlm.core.parts import RecipeError
 from bigvlm.data.bad import BadExample, TooManyBad
 from bigvlm.data.dataset import Dataset
+from bigvlm.data.datasets import Datasets, mixed_names
+from bigvlm.data.draws import Draws
 from bigvlm.data.order import order
 from bigvlm.data.stream import Stream
 
-__all__ = ['BadExample', 'Corpus', 'Dataset', 'Stream', 'TooManyBad', 'build_tokenizers', 'order']
+__all__ = ['BadExample', 'Corpus', 'Data', 'Dataset', 'Datasets', 'Draws', 'Stream', 'TooManyBad', 'build_tokenizers', 'open_draws', 'order',
+           'step_draws']
+
+
+class Data:
+    """The data of a run: `datasets` of each stage, over sources that are opened once, and `tokenizers`."""
+
+    def __init__(self, config: Mapping[str, Any]):
+        self.config, self.configs = config, stages.configs(config)
+        self.kinds = Kinds({kind: spec['weight'] for kind, spec in config['kinds'].items()}, config['seed'])
+        self.tokenizers = build_tokenizers(config['tokenizers'], config['data'])
+        self.stages: list[Datasets] = []
+        mixed = set().union(*map(mixed_names, self.configs))
+        for staged in self.configs:
+            self.stages.append(Datasets(staged, self.tokenizers, self.stages[-1] if self.stages else None, mixed))
+        self.datasets = self.stages[-1]  # what evaluations see
+
+    def examples_per_epoch(self) -> int:
+        """Of the first kind's data, as durations in epochs count them."""
+        first = next(iter(self.config['kinds'].values()))['data']
+        return self.stages[-1].size(first)
+
+    def draws(self, kind: str, stage: int, first_steps: Sequence[int]) -> Draws:
+        """The batches of a kind in a stage; `first_steps`: the first step of each stage."""
+        firsts = tuple(self.kinds.count(kind, step) for step in first_steps)
+        spec = _DrawsSpec(dict(self.config), kind, stage, tuple(first_steps))
+        return Draws(self.stages, self.config['kinds'][kind]['data'], self.config['batch'], firsts, stage, spec)
+
+    def lost(self) -> dict[str, dict[str, list[str]]]:
+        """What could not be used so far: {dataset: {reason: [item, …]}}."""
+        return {name: reasons for datasets in self.stages for name, reasons in datasets.lost().items()}
+
+    def record(self) -> dict[str, dict[str, Any]]:
+        """What a run notes of its data, see Datasets.record."""
+        return {name: noted for datasets in self.stages for name, noted in datasets.record().items()}
+
+
+class _DrawsSpec(NamedTuple):
+    config: dict[str, Any]
+    kind: str
+    stage: int
+    first_steps: tuple[int, ...]
+
+
+def open_draws(spec: _DrawsSpec) -> Draws:
+    """The same draws in another process."""
+    return Data(spec.config).draws(spec.kind, spec.stage, spec.first_steps)
+
+
+def step_draws(config: Mapping[str, Any], step: int) -> tuple[str, int, Draws]:
+    """(kind, batch number, draws) of a training step, counted from 0, of a resolved recipe."""
+    data = Data(config)
+    units = dict(batch=config['batch'], examples_per_epoch=data.examples_per_epoch())
+    units['total_steps'] = durations.steps(config['steps'], what='steps', **units)
+    if not 0 <= step < units['total_steps']:
+        raise RecipeError(f'step {step}: the run has steps 0 to {units["total_steps"] - 1}')
+    first_steps = stages.starts(config, **units)
+    kind = data.kinds.at(step)
+    return kind, data.kinds.count(kind, step), data.draws(kind, stages.at(first_steps, step), first_steps)
 
 
 class Corpus:
@@ -18,18 +79,22 @@ class Corpus:
     def __init__(self, data: Mapping[str, Any], name: str):
         if name not in data:
             raise RecipeError(f'train_on: no data set {name!r} in the recipe (there are: {", ".join(data)})')
-        self._source = parts.build('bigvlm.data.sources', data[name]['source'], f'data.{name}.source')
+        members = tuple(data[name].get('mix', (name,)))
+        if unknown := [member for member in members if 'source' not in data.get(member, {})]:
+            raise RecipeError(f'data.{name}.mix: {unknown[0]!r} is no data set with a source')
+        self._sources = [parts.build('bigvlm.data.sources', data[member]['source'], f'data.{member}.source') for member in members]
 
     @property
     def fingerprint(self) -> str:
-        return self._source.fingerprint
+        return '+'.join(source.fingerprint for source in self._sources)
 
     def __iter__(self) -> Iterator[str]:
-        for index in range(len(self._source)):
-            try:
-                yield from self._source.captions(index)
-            except BadExample:
-                continue  # the data set itself counts and reports it
+        for source in self._sources:
+            for index in range(len(source)):
+                try:
+                    yield from source.captions(index)
+                except BadExample:
+                    continue  # the data set itself counts and reports it
 
 
 def build_tokenizers(specs: Mapping[str, Any], data: Mapping[str, Any] | None = None) -> dict[str, Callable]:

@@ -1,132 +1,180 @@
-"""Batches by position: this process's rows of the global batches, made ahead by threads."""
+"""Batches by number: this process's rows of the global batches, made ahead by threads or by worker processes."""
+import os
 import threading
 import time
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from bigvlm.core.parts import RecipeError
-from bigvlm.data.dataset import Dataset, Example
-from bigvlm.data.order import order
+from bigvlm.data import buffers
+from bigvlm.data.buffers import Buffers, Layout
+from bigvlm.data.crew import Crew, Job, Stalls
+from bigvlm.data.workers import Processes
 
-_CHUNK = 8  # examples per task: short enough to balance threads, long enough that handing out tasks costs nothing
+_POLL_S = .2  # between two looks at whether to go on waiting
+_OPENER = 'bigvlm.data.pipeline:open_draws'
 
 
 class Stream:
-    """An endless iterator over batches; the global example at position p is order(seed, n, p // n, p % n).
+    """An endless iterator over the batches `start`, `start` + 1, … of `draws`: `{key: array [rows, ...]}`.
 
-    A batch is `{key: array [rows, ...]}` of everything in the examples that is an array or a number. It depends only on
-    the data set and the position, not on `rows` (those of the global batch wanted here), `workers` (threads; 0
-    makes examples in the caller) or `prefetch` (batches in the making). `wait_s`: how long the consumer has waited.
-    Raises what the data set raises, naming the example, where the faulty batch would have been.
+    A batch holds everything in the examples that is an array or a number, keys in the order of their names. It depends on
+    draws and its number only, not on `rows` (those of the global batch wanted here), `workers` (threads; 0 makes examples
+    in the caller), `processes` (of so many threads each; 0 means this one) or `prefetch` (batches in the making). Raises
+    what draws raises, naming the example, where the faulty batch would have been. The arrays are the caller's; their memory
+    is used again when nothing refers to them any more.
+
+    An example that takes more than `slow_s` seconds is named in a warning. After `hang_s` (None: never) a worker process
+    is replaced; a thread cannot be, and so TimeoutError is raised. `opener`: 'module:function' that makes the draws of
+    `draws.spec` anew in a worker process. `number`: of the next batch; `wait_s`: how long the consumer has waited.
     """
 
-    def __init__(self, dataset: Dataset, batch: int, start_example: int = 0, rows: slice | np.ndarray = slice(None),
-                 workers: int = 4, prefetch: int = 2):
-        if batch < 1 or workers < 0 or prefetch < 1:
-            raise RecipeError(f'a stream needs batch >= 1, workers >= 0, prefetch >= 1, '
-                              f'found {batch}, {workers}, {prefetch}')
-        self.dataset, self.batch, self.position = dataset, batch, start_example
-        self.wait_s = 0.
-        self._rows = np.arange(batch)[rows].tolist()
-        self._pool = ThreadPoolExecutor(workers, 'bigvlm-data') if workers else None
-        self._prefetch, self._ahead = prefetch, deque[tuple[_Batch, list[Future]]]()
-        self._next_start = start_example
-        self._closed = False
-        if not self._rows:
+    def __init__(self, draws: Any, batch: int, start: int = 0, rows: slice | np.ndarray = slice(None), workers: int = 4,
+                 processes: int = 0, prefetch: int = 2, slow_s: float = 60., hang_s: float | None = 600., opener: str = _OPENER):
+        if batch < 1 or workers < 0 or processes < 0 or prefetch < 1:
+            raise RecipeError('a stream needs batch >= 1, workers >= 0, processes >= 0, prefetch >= 1, '
+                              f'found {batch}, {workers}, {processes}, {prefetch}')
+        if processes and not workers:
+            raise RecipeError(f'loader.workers: {processes} processes need at least one thread each, found 0')
+        if slow_s <= 0 or hang_s is not None and hang_s <= 0:
+            raise RecipeError(f'slow_s, hang_s: seconds, found {slow_s}, {hang_s}')
+        mine = np.arange(batch)[rows].tolist()
+        if not mine:
             raise RecipeError(f'rows {rows} of a batch of {batch} leave this process nothing')
+        self.draws, self.number, self.wait_s = draws, start, 0.
+        self._counts, self._ahead, self._next = draws.counts(), prefetch if workers else 0, start
+        self._turn = threading.RLock()  # of whoever waits for a batch or ends the stream
+        self._closed = False
+        keep = prefetch + 2
+        self._makers = (Processes(draws, opener, mine, processes, workers, keep, slow_s, hang_s) if processes
+                        else _Threads(draws, mine, workers, keep, slow_s, hang_s))
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         return self
 
     def __next__(self) -> dict[str, np.ndarray]:
+        began = time.perf_counter()
+        with self._turn:
+            try:
+                found = self._wait()
+            except StopIteration:
+                raise
+            except BaseException:
+                self.close()
+                raise
+        self.number += 1
+        self.wait_s += time.perf_counter() - began
+        return buffers.handed_out(found)
+
+    def _wait(self) -> dict[str, np.ndarray]:
         if self._closed:
             raise StopIteration
-        began = time.perf_counter()
-        try:
-            batch = self._wait() if self._pool else self._make()
-        except BaseException:
-            self.close()
-            raise
-        self.position += self.batch
-        self.wait_s += time.perf_counter() - began
-        return batch.arrays
+        while self._next <= self.number + self._ahead:  # the wanted batch and those made while it is used
+            self._makers.begin(self._next)
+            self._next += 1
+        while not self._makers.wait(self.number, _POLL_S):
+            if self._closed:
+                raise StopIteration
+        return self._makers.take(self.number)
 
     def close(self) -> None:
-        """Stop the threads; the iteration ends."""
-        self._closed = True
-        self._ahead.clear()
-        if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
+        """Stop threads and processes; the iteration ends, in a thread that is waiting too."""
+        closed, self._closed = self._closed, True
+        with self._turn:
+            if not closed:
+                self._makers.close()
 
-    def _make(self) -> '_Batch':
-        batch = _Batch(len(self._rows))
-        self._fill(batch, self.position, 0, len(self._rows))
-        return batch
-
-    def _wait(self) -> '_Batch':
-        while len(self._ahead) <= self._prefetch:  # the wanted batch and those made while it is used
-            self._submit()
-        batch, tasks = self._ahead.popleft()
-        for task in tasks:
-            task.result()
-        return batch
-
-    def _submit(self) -> None:
-        batch, count = _Batch(len(self._rows)), len(self._rows)
-        tasks = [self._pool.submit(self._fill, batch, self._next_start, first, min(first + _CHUNK, count))
-                 for first in range(0, count, _CHUNK)]
-        self._next_start += self.batch
-        self._ahead.append((batch, tasks))
-
-    def _fill(self, batch: '_Batch', start: int, first: int, stop: int) -> None:
-        """Make the rows first..stop of this process's share of the batch that begins at position `start`."""
-        n = len(self.dataset)
-        for row in range(first, stop):
-            if self._closed:
-                return
-            epoch, i = divmod(start + self._rows[row], n)
-            index = order(self.dataset.seed, n, epoch, i)
+    def stats(self) -> dict[str, Any]:
+        """How it goes: `wait_s`, `batches_ready`; `examples` made; `worker_s`, seconds that the threads of each worker took;
+        `buffer_bytes`, memory of the batches; `rss_bytes`, of this process, and of workers what is theirs alone (Linux only);
+        `requests`, `bytes`: what draws counts, if it does, since the stream began.
+        """
+        if self._turn.acquire(blocking=False):  # else whoever has it is listening
             try:
-                batch.put(row, self.dataset.example(index, epoch))
-            except Exception as error:
-                item = self.dataset.source.describe(index)
-                if item not in str(error):
-                    error.add_note(f'while making example {index} ({item}) of {self.dataset.name}')
-                raise
+                if not self._closed:
+                    self._makers.listen()
+            finally:
+                self._turn.release()
+        work = self._makers.work()
+        found = dict(wait_s=self.wait_s, batches_ready=self._makers.ready(), examples=sum(count for count, _ in work),
+                     worker_s=[seconds for _, seconds in work], buffer_bytes=self._makers.nbytes)
+        if rss := _resident(self._makers.pids):
+            found['rss_bytes'] = rss
+        counts = self._makers.counts()
+        for key, now in self.draws.counts().items():
+            found[key] = now - self._counts.get(key, 0) + counts.get(key, 0)
+        return found
 
 
-class _Batch:
-    """Arrays that threads fill row by row; the first example settles keys, shapes and types."""
+class _Threads:
+    """`workers` threads of this process that make batches; 0: the caller does."""
 
-    def __init__(self, rows: int):
-        self._rows, self._lock = rows, threading.Lock()
-        self.arrays: dict[str, np.ndarray] | None = None
+    pids: Sequence[int] = ()
 
-    def put(self, row: int, example: Example) -> None:
-        values = {key: value for key, raw in example.items() if (value := _as_array(raw)) is not None}
-        with self._lock:
-            if self.arrays is None:
-                self.arrays = {k: np.empty((self._rows, *v.shape), v.dtype) for k, v in values.items()}
-        if values.keys() != self.arrays.keys():
-            raise ValueError(f'examples of one batch have different keys: {sorted(values)} and {sorted(self.arrays)}')
-        for key, value in values.items():
-            array = self.arrays[key]
-            if value.shape != array.shape[1:] or value.dtype != array.dtype:
-                raise ValueError(f'{key!r} is {value.dtype}{list(value.shape)} in one example and {array.dtype}'
-                                 f'{list(array.shape[1:])} in another; resize or drop it by an op')
-            array[row] = value
+    def __init__(self, draws: Any, rows: Sequence[int], workers: int, keep: int, slow_s: float, hang_s: float | None):
+        self._draws, self._rows, self._workers, self._hang_s, self._slow_s = draws, tuple(rows), workers, hang_s, slow_s
+        self._buffers, self._stalls = Buffers(shared=False, keep=keep), Stalls(draws, slow_s)
+        self._crew = Crew(draws, self._rows, workers)
+        self._jobs: dict[int, Job] = {}
+
+    def begin(self, number: int) -> None:
+        def memory(layout: Layout) -> dict[str, np.ndarray]:
+            _, memory_N = self._buffers.take(buffers.size(layout, len(self._rows)))
+            return buffers.arrays(memory_N, layout, len(self._rows))
+        self._jobs[number] = Job(number, memory)
+        self._crew.begin(self._jobs[number])
+
+    def wait(self, number: int, timeout: float) -> bool:
+        if not self._workers:
+            self._crew.help(self._jobs[number])
+        done = self._jobs[number].done.wait(timeout)
+        if not done:
+            self._look()
+        return done
+
+    def listen(self) -> None:
+        """Threads tell by themselves."""
+
+    def _look(self) -> None:
+        seconds, example = self._stalls.longest(self._crew.board, 'a data thread')
+        if self._hang_s is not None and seconds > self._hang_s:
+            raise TimeoutError(f'a data thread has been at {example} for {seconds:.0f} s, more than hang_s={self._hang_s:g}; '
+                               'worker processes (loader.processes) are replaced when that happens')
+
+    def take(self, number: int) -> dict[str, np.ndarray]:
+        return self._jobs.pop(number).take()
+
+    def ready(self) -> int:
+        return sum(job.done.is_set() for job in list(self._jobs.values()))
+
+    def work(self) -> list[tuple[int, float]]:
+        return [(int(self._crew.board[:, 3].sum()), float(self._crew.board[:, 4].sum()) / 1e9)]
+
+    def counts(self) -> dict[str, float]:
+        return {}  # those of draws itself are all
+
+    @property
+    def nbytes(self) -> int:
+        return self._buffers.nbytes
+
+    def close(self) -> None:
+        self._crew.stop()
+        self._jobs.clear()
+        self._buffers.close()
 
 
-def _as_array(value) -> np.ndarray | None:
-    """Numbers and arrays as what crosses to the device (32 bits for Python's and 64-bit numbers); None for the rest."""
-    if not isinstance(value, (np.ndarray, np.number, np.bool_, int, float)):
-        return None
-    array = np.asarray(value)
-    if array.dtype.kind not in 'biuf':
-        return None
-    if array.dtype in (np.int64, np.float64):
-        return array.astype(np.int32 if array.dtype == np.int64 else np.float32)
-    return array
+def _resident(pids: Sequence[int]) -> int:
+    """Bytes of memory of this process, and of others what they do not share; 0 where that is not to be known."""
+    if not Path('/proc/self/statm').exists():
+        return 0
+    total = 0
+    for pid in (os.getpid(), *pids):
+        try:
+            _, resident, shared, *_ = map(int, Path(f'/proc/{pid}/statm').read_text().split())
+        except (OSError, ValueError):
+            continue  # it has just died
+        total += resident - (shared if pid != os.getpid() else 0)
+    return total * os.sysconf('SC_PAGE_SIZE')

@@ -1,13 +1,13 @@
 """Prompt templates and class names: written in the recipe, built in by name, or read from a file."""
 
 import json
-import string
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from bigvlm.core.parts import RecipeError
+from bigvlm.data.ops.canonicalize import canonical as canonicalize
 
 # Small sets in our own words. For a paper's numbers give the paper's own list as a file.
 TEMPLATES = {
@@ -30,12 +30,6 @@ TEMPLATES = {
         'several of them: {}.',
     ),
 }
-_PUNCTUATION = str.maketrans({'_': ' ', **{c: None for c in string.punctuation if c != '_'}})
-
-
-def canonicalize(text: str) -> str:
-    """Lower case, no ASCII punctuation, single spaces; SigLIP's evaluation text (arXiv 2303.15343, big_vision)."""
-    return ' '.join(text.translate(_PUNCTUATION).lower().split())
 
 
 def templates(value: str | tuple[str, ...]) -> tuple[str, ...]:

@@ -50,7 +50,8 @@ class Sigmoid(nn.Module):
         return dual_encoder.features(encode, batch, *self._sources(), self.target)
 
     def loss(self, features: Mapping[str, jax.Array], features2=None, teacher=None) -> tuple[jax.Array, dict]:
-        """Of the global batch's features: a scalar; ``scale``, ``bias``, the mean logits ``positive``, ``negative``."""
+        """Of the global batch's features: a scalar; ``scale``, ``bias``, the mean logits ``positive``, ``negative``, and
+        ``loss_B`` per example."""
         side = features.get('side_B')
         scale = jnp.exp(self.t)
         loss, metrics = pairwise.sigmoid(

@@ -269,6 +269,41 @@ def test_metrics():
         assert error(found['negative'], logits[~positive].mean() + BIAS) < 1e-12
 
 
+def dense_per_example(case, targets, d):
+    """Each example's part of the loss [B], in NumPy: ½(row + column) of cross-entropies, or a row's sum of softplus."""
+    loss_fn, _, _, name, smoothing = CASES[case]
+    logits, q = SCALE * d['rows'] @ d['cols'].T, targets[name]
+    if loss_fn is pairwise.sigmoid:
+        return np.logaddexp(0., np.where(q > 0, -1., 1.) * (logits + BIAS)).sum(1)
+
+    def cross_entropy(logits, q):
+        wanted = (1 - smoothing) * q / q.sum(1, keepdims=True) + smoothing / B
+        return -(wanted * (logits - np.log(np.exp(logits).sum(1, keepdims=True)))).sum(1)
+    return .5 * (cross_entropy(logits, q) + cross_entropy(logits.T, q.T))
+
+
+@pytest.mark.parametrize('mesh,way', [('one', 'ring'), ('data', 'all_gather'), ('tensor', 'ring')])
+def test_losses_per_example(mesh, way):
+    """By value, with and without a gradient asked for; their mean is the loss, and they have no gradient."""
+    d, on = data(), on_mesh(mesh)
+    targets = dense_targets(d)
+    with jax.set_mesh(on), jax.enable_x64(True):
+        side, inputs = jax.device_put((d, (d['rows'], d['cols'])), meshes.batch_sharding(on))
+
+        def run(case):
+            def loss(rows, cols):
+                value, metrics = streamed(case, side, dict(exchange=way, tile=TILE), rows, cols, SCALE, BIAS)
+                return value + metrics['loss_B'].sum(), (value, metrics['loss_B'])
+            return loss
+
+        found = jax.jit(lambda *a: {c: (run(c)(*a)[1], jax.value_and_grad(run(c), (0, 1), has_aux=True)(*a)) for c in CASES})(*inputs)
+    for case, ((loss, loss_B), ((_, (_, again_B)), gradients)) in found.items():
+        wanted_B = dense_per_example(case, targets, d)
+        assert error(loss_B, wanted_B) < 1e-12 and error(again_B, wanted_B) < 1e-12, case
+        assert error(np.asarray(loss_B).mean(), loss) < 1e-12
+        assert error(gradients, reference(case)[1][:2]) < 1e-12, case
+
+
 def test_equal_embeddings_are_not_called_right():
     same = jnp.ones((8, 2))
     loss, metrics = pairwise.softmax(same, same, 1.)

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageFilter
 
 from bigvlm.core.parts import RecipeError
-from bigvlm.data.pipeline import Dataset, Stream, build_tokenizers
+from bigvlm.data.pipeline import Datasets, Draws, Stream, build_tokenizers
 from bigvlm.data.scenes import builder, grammar, layout, render
 from bigvlm.data.scenes.grammar import Group, Kind
 from bigvlm.data.sources.tfds import Tfds
@@ -172,15 +172,15 @@ def test_from_recipe_to_batch():
     data = dict(train=dict(source=dict(name='tfds', dataset='bigvlm_scenes/tiny', split='train'), ops=(
         dict(name='decode'), dict(name='tokenize', length=16))))
     tokenizers = build_tokenizers({'text': dict(name='sentencepiece', train_on='train', vocab=256)}, data)
-    dataset = Dataset(data['train'], 'data.train', tokenizers)
-    stream = Stream(dataset, 16, workers=2)
+    draws = Draws([Datasets(dict(data=data, seed=0), tokenizers)], 'train', 16)
+    stream = Stream(draws, 16, workers=2)
     batch = next(stream)
     stream.close()
     assert {k: (v.dtype, v.shape) for k, v in batch.items()} == {
         'image': (np.uint8, (16, 32, 32, 3)), 'text': (np.int32, (16, 16)), 'id': (np.uint32, (16, 2))}
     for ids, (_, index) in zip(batch['text'], batch['id']):
         said = tokenizers['text'].decode(ids)
-        assert any(caption.startswith(said) for caption in dataset.captions(index))
+        assert any(caption.startswith(said) for caption in draws.datasets['train'].captions(index))
 
 
 @pytest.mark.parametrize('split, fields, message', [

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from bigvlm.core.parts import RecipeError
+from bigvlm.data.ops.canonicalize import canonical
 from bigvlm.data.pipeline import build_tokenizers
 from bigvlm.data.tokenizers import sentencepiece
 from bigvlm.data.tokenizers.clip_bpe import ClipBpe
@@ -119,3 +120,72 @@ def test_clip_on_a_tiny_vocabulary(tmp_path):
     assert tokenizer(['cat dog ca'], 10)[0].tolist() == [
         515, 513, 514, letter['g'] + 256, letter['c'], letter['a'] + 256, 516, 0, 0, 0]
     assert tokenizer.decode([515, 513, 514, letter['g'] + 256, 516, 0]) == 'cat dog'
+
+
+@pytest.mark.parametrize('kind', ['sentencepiece', 'clip'])
+def test_extra_ids_follow_the_vocabulary(kind, small, tmp_path):
+    if kind == 'clip':
+        (tmp_path / 'merges.gz').write_bytes(gzip.compress(b'#version\nc a\nca t</w>\n'))
+    make = {'clip': lambda extra: ClipBpe(str(tmp_path / 'merges.gz'), extra=extra),
+            'sentencepiece': lambda extra: SentencePiece(model=small, extra=extra)}[kind]
+    plain, more = make(0), make(3)
+    assert (more.size, more.mask_id, more.extra) == (plain.size + 3, plain.size, 3) and plain.mask_id is None
+    text = 'the red cat star'
+    assert np.array_equal(plain([text], 32), more([text], 32))
+    assert more.decode([*more.encode('cat')[:-1], more.mask_id, more.size - 1]) == more.decode(more.encode('cat'))
+    assert more.special.shape == (more.size,) and more.special[plain.size:].all()
+    assert np.array_equal(more.special[:plain.size], plain.special)
+    assert {plain.pad_id, plain.eot_id} <= {*np.flatnonzero(plain.special)} and plain.special.sum() < 5
+    for wrong in (-1, 1.5):
+        with pytest.raises(RecipeError, match='extra'):
+            make(wrong)
+
+
+def test_encode_gives_the_whole_text(small):
+    for eos in ('sticky', 'yes', 'no'):
+        tokenizer = SentencePiece(model=small, eos=eos)
+        ids = tokenizer.encode('the red star ' * 50)
+        assert len(ids) > 100 and ids == tokenizer(['the red star ' * 50], len(ids))[0].tolist()
+        assert ids.count(tokenizer.eot_id) == (eos != 'no') and (ids[-1] == tokenizer.eot_id) == (eos != 'no')
+
+
+def test_words_begin_where_they_should(small, tmp_path):
+    tokenizer = SentencePiece(model=small)
+    ids = np.array(tokenizer.encode('the that star'))  # 'that' was not trained: it is several pieces
+    starts = [*np.flatnonzero(tokenizer.word_starts(ids))]
+    assert [tokenizer.decode(ids[a:b]) for a, b in zip(starts, starts[1:])] == ['the', 'that', 'star'] and len(starts) == 4 < len(ids)
+    (tmp_path / 'merges.gz').write_bytes(gzip.compress(b'#version\nc a\nca t</w>\n'))
+    tokenizer = ClipBpe(str(tmp_path / 'merges.gz'), extra=1)
+    ids = np.array([*tokenizer.encode('cat cats'), 0])
+    assert tokenizer.word_starts(ids).tolist() == [True, True, True, False, False, True, True]  # ca t s
+    masked = np.where(np.arange(len(ids)) == 1, tokenizer.mask_id, ids)
+    assert tokenizer.word_starts(masked).tolist() == [True, True, True, False, False, True, True]
+
+
+@given
+def test_t5_words():
+    tokenizer = SentencePiece(model=str(GIVEN / 't5_spiece.model'), extra=100)
+    assert (tokenizer.size, tokenizer.mask_id) == (32100, 32000)
+    ids = tokenizer(['unbelievable photographers, twice'], 16)[0]
+    starts = tokenizer.word_starts(ids)
+    first, second, third, end = np.flatnonzero(starts[:list(ids).index(1) + 1])
+    words = [tokenizer.decode(ids[a:b]) for a, b in ((first, second), (second, third), (third, end))]
+    assert words == ['unbelievable', 'photographers,', 'twice'] and ids[end] == 1 and third - second > 1
+
+
+@given
+def test_clip_words():
+    tokenizer = ClipBpe(str(GIVEN / 'bpe_simple_vocab_16e6.txt.gz'), extra=1)
+    assert (tokenizer.size, tokenizer.mask_id) == (49409, 49408)
+    ids = tokenizer(['zxqy photo, ok'], 12)[0]
+    end = list(ids).index(tokenizer.eot_id)
+    starts = [*np.flatnonzero(tokenizer.word_starts(ids)[:end + 1])]
+    assert [tokenizer.decode(ids[a:b]) for a, b in zip(starts, starts[1:])] == ['', 'zxqy', 'photo', ',', 'ok']
+    assert starts[2] - starts[1] > 1
+    assert tokenizer.encode('a cat')[0] == tokenizer.sot_id and tokenizer.encode('a cat')[-1] == tokenizer.eot_id
+
+
+def test_canonical_text_is_the_ops(small):
+    tokenizer = SentencePiece(model=small, canonicalize=True)
+    assert np.array_equal(tokenizer(["The_RED, star's"], 16), SentencePiece(model=small)([canonical("The_RED, star's")], 16))
+    assert not np.array_equal(tokenizer(['the_red'], 16), tokenizer(['thered'], 16))

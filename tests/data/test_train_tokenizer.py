@@ -17,7 +17,7 @@ def test_from_tars_to_a_recipe(tmp_path):
     write_tar(tmp_path / 'a.tar', {str(i): sample(i) for i in range(9)})
     done = run('--files', tmp_path / '*.tar', '--vocab', 60, '--out', tmp_path / 'own.model', '--lower')
     assert done.returncode == 0, done.stderr
-    call = ast.parse(done.stdout.strip(), mode='eval').body
+    call = ast.parse(done.stdout.strip().splitlines()[-1], mode='eval').body
     spec = {k.arg: ast.literal_eval(k.value) for k in call.keywords}
     tokenizer = build_tokenizers({'text': spec})['text']
     assert tokenizer.decode(tokenizer(['Photo number 3'], 20)[0]) == 'photo number 3'

@@ -5,11 +5,14 @@ from pathlib import Path
 
 import pytest
 
+from bigvlm.core.parts import RecipeError
+from bigvlm.data import storage
 from bigvlm.data.bad import BadExample
 from bigvlm.data.pipeline import Dataset
-from bigvlm.data.sources import _tar_index
+from bigvlm.data.sources import webdataset
 from bigvlm.data.sources.webdataset import Webdataset
 from tests.data.fakes import encoded, sample, write_tar
+from tests.data.servers import as_gcs, as_s3, serving
 
 FLICKR = Path(__file__).parents[3] / 'shared' / 'data' / 'flickr8k_mini'
 
@@ -29,7 +32,8 @@ def test_reads_samples_in_the_order_of_the_tars(tmp_path):
         assert source.captions(i) == (f'picture {i}', f'photo number {i}')
     with pytest.raises(IndexError):
         source[5]
-    assert len(Webdataset((str(tmp_path / 'b.tar'), str(tmp_path / 'a.tar')))) == 5
+    assert Webdataset((str(tmp_path / 'b.tar'), str(tmp_path / 'a.tar'))).describe(0) == 'b.tar:000003'
+    assert Webdataset(f'{tmp_path}/{{b,a}}.tar').describe(2) == 'a.tar:000000'
 
 
 def test_where_captions_and_labels_come_from(tmp_path):
@@ -43,17 +47,81 @@ def test_where_captions_and_labels_come_from(tmp_path):
     assert source[1]['label'] == 7 and 'label' not in source[0]
 
 
-@pytest.mark.parametrize('format', [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT])
-def test_long_names_and_folders(tmp_path, format):
-    deep = 'folder/' + 'd' * 60 + '/' + 'ü' * 20 + 'k' * 30
-    longest = deep if format == tarfile.USTAR_FORMAT else deep + 'x' * 300
-    write_tar(tmp_path / 'a.tar', {deep: sample(0), longest + '1': sample(1)}, format=format)
-    with tarfile.open(tmp_path / 'a.tar') as tar:  # the independent reader agrees on every member
-        wanted = {m.name: (m.offset_data, m.size) for m in tar if m.isfile()}
-    index = _tar_index._scan(tmp_path / 'a.tar')
-    assert index.keys.tolist() == [deep, longest + '1']
-    assert [tuple(p) for p in index.places.reshape(-1, 2)] == [
-        wanted[f'{key}.{ending}'] for key in index.keys for ending in ('jpg', 'txt', 'json')]
+def test_labels_as_webdataset_writes_them(tmp_path):
+    write_tar(tmp_path / 'a.tar', {'a': sample(0, cls=b'3'), 'b': sample(1, cls=b' 12\n'), 'c': sample(2, cls=b'cat'),
+                                   'd': sample(3, cls=b'3', json=b'{"label": 5}'), 'e': sample(4, json=b'{"label": 1%s}' % (b'0' * 10))})
+    source = Webdataset(str(tmp_path / 'a.tar'), require=('image', 'label'))
+    assert [source[i]['label'] for i in (0, 1, 3)] == [3, 12, 5]
+    for i, reason in ((2, 'label is no number'), (4, 'label is too large')):
+        with pytest.raises(BadExample, match=reason):
+            source[i]
+
+
+def test_more_keys_and_members(tmp_path):
+    record = json.dumps({'caption': 'a', 'captions_de': [' ein  Bild ', 3], 'width': 40, 'key': '0', 'none': None}).encode()
+    write_tar(tmp_path / 'a.tar', {'a': sample(0, json=record, npy=b'123', seg=b''), 'b': sample(1)})
+    fields = dict(files=str(tmp_path / 'a.tar'), extra=('captions_de', 'width', 'none'), members=('npy', 'txt'))
+    source = Webdataset(**fields)
+    assert source[0] == {'image': sample(0)['jpg'], 'captions': ('a',), 'captions_de': ('ein Bild',), 'width': 40,
+                         'npy': b'123', 'txt': b'picture 0'}
+    assert source[1].keys() == {'image', 'captions', 'txt'}
+    with pytest.raises(BadExample, match='no captions_de'):
+        Webdataset(**fields, require=('captions_de',))[1]
+    for wrong in (dict(require=('npz',)), dict(extra=('image',)), dict(extra=('npy',), members=('npy',))):
+        with pytest.raises(RecipeError, match='require|extra'):
+            Webdataset(str(tmp_path / 'a.tar'), **wrong)
+
+
+def test_hostile_records(tmp_path):
+    write_tar(tmp_path / 'a.tar', {
+        'deep': sample(0, json=b'[' * 100_000), 'number': sample(1, json=b'1' * 5000), 'list': sample(2, json=b'[]'),
+        'half': sample(3, json=b'{"caption": "x \\ud800"}'), 'odd': sample(4, json=b'{"captions": {"a": 1}, "caption": 7}')})
+    source = Webdataset(str(tmp_path / 'a.tar'))
+    for i in (0, 1):
+        with pytest.raises(BadExample, match='json cannot be read'):
+            source[i]
+    assert [source[i]['captions'] for i in (2, 3, 4)] == [('picture 2',), ('x ?',), ('picture 4',)]
+
+
+def test_neighbours_are_read_together(tmp_path, monkeypatch):
+    write_tar(tmp_path / 'a.tar', {**samples(0, 3), 'none': sample(0, jpg=None)})
+    write_tar(tmp_path / 'b.tar', samples(4, 9))
+    source = Webdataset(str(tmp_path / '*.tar'))
+    wanted = [source[i] if i != 3 else None for i in range(9)]
+    for together, requests in ((64 << 20, 2), (8000, 5)):  # a sample takes less than 4,000 bytes
+        monkeypatch.setattr(webdataset, '_TOGETHER', together)
+        before = source.io.requests
+        found = source.read(1, 9)
+        assert found[:2] + found[3:] == wanted[1:3] + wanted[4:] and str(found[2]) == 'no image'
+        assert isinstance(found[2], BadExample) and source.io.requests - before == requests
+    assert source.read(4, 4) == []
+    before = source.io.requests, source.io.bytes
+    source[0]
+    assert (source.io.requests, source.io.bytes) == (before[0] + 1, before[1] + source._index.locate(0)[3])
+
+
+def test_remote_tars(tmp_path, monkeypatch):
+    (tmp_path / 'bucket').mkdir()
+    for i in range(3):
+        write_tar(tmp_path / 'bucket' / f'{i}.tar', samples(4 * i, 4 * i + 4))
+    local = Webdataset(str(tmp_path / 'bucket' / '*.tar'))
+    with serving(tmp_path) as server:
+        as_s3(server, monkeypatch)
+        as_gcs(server, monkeypatch)
+        storage._store.cache_clear()
+        for files in ('s3://bucket/*.tar', 'gs://bucket/{0..2}.tar', f'{server.url}/bucket/{{0,1,2}}.tar'):
+            source = Webdataset(files)
+            assert [source[i] for i in range(12)] == [local[i] for i in range(12)]
+            assert source.fingerprint == local.fingerprint
+            assert [source.describe(i) for i in (0, 11)] == ['0.tar:000000', '2.tar:000011']
+            assert source._index.checked.all()
+            server.requests.clear()
+            assert Webdataset(files)[5] == local[5]  # the index is cached: no content is read but the sample's
+            assert [r[0] for r in server.requests if r[2]] == ['GET']
+            server.faults[:] = [404]
+            with pytest.raises(FileNotFoundError, match='0.tar'):
+                source[1]
+        storage._store.cache_clear()
 
 
 def test_other_members_and_endings(tmp_path):
@@ -70,43 +138,23 @@ def test_other_members_and_endings(tmp_path):
     assert source[1] == {'image': b'abc', 'captions': ('abc',)}
 
 
-@pytest.mark.parametrize('cut, whole, lost', [
-    (3584 * 3, 3, 'cut.tar'), (3584 * 3 + 8, 3, 'cut.tar'), (3584 * 3 + 600, 3, 'cut.tar:000003'),
-    (3584 * 3 - 500, 2, 'cut.tar:000002'), (3584 * 3 - 1000, 2, 'cut.tar:000002'),
-    (600, 0, 'cut.tar:000000'), (100, 0, 'cut.tar')])
-def test_a_truncated_tar_keeps_its_whole_samples(tmp_path, cut, whole, lost):
-    """Each sample takes 3,584 bytes, of which its json the last 1,024: images are padded to one length."""
-    padded = {key: parts | {'jpg': parts['jpg'].ljust(1024, b'\0')} for key, parts in samples(0, 4).items()}
-    path = write_tar(tmp_path / 'cut.tar', padded)
-    path.write_bytes(path.read_bytes()[:cut])
-    index = _tar_index._scan(path)
-    assert index.keys.tolist() == [f'{i:06}' for i in range(whole)]
-    assert index.damage[1] == lost and index.damage[0] in ('truncated tar', 'tar without its end')
-
-
 def test_damage_is_reported_with_the_lost_examples(tmp_path):
     good = write_tar(tmp_path / 'a.tar', samples(0, 3)).read_bytes()
     whole = len(good.rstrip(b'\0'))
     (tmp_path / 'a.tar').write_bytes(good[:whole - 30])  # inside the last json
     spoilt = bytearray(write_tar(tmp_path / 'b.tar', samples(3, 6)).read_bytes())
     with tarfile.open(tmp_path / 'b.tar') as tar:
-        spoilt[tar.getmember('000004.jpg').offset] ^= 1
+        lost = tar.getmember('000004.jpg')
+    spoilt[lost.offset] ^= 1
     (tmp_path / 'b.tar').write_bytes(spoilt)
-    data = Dataset(dict(source=dict(name='webdataset', files=str(tmp_path / '*.tar'))))
-    assert len(data) == 3
-    assert data.lost == {'truncated tar': ['a.tar:000002'], 'damaged tar header': ['b.tar']}
-
-
-def test_the_index_is_cached_until_the_tar_changes(tmp_path, monkeypatch):
-    path = write_tar(tmp_path / 'a.tar', samples(0, 3))
-    first = Webdataset(str(path))
-    with monkeypatch.context() as patch:
-        patch.setattr(_tar_index, '_scan', lambda tar: pytest.fail('scanned again'))
-        again = Webdataset(str(path))
-    assert again.fingerprint == first.fingerprint and again[1] == first[1]
-    write_tar(path, samples(0, 4))
-    changed = Webdataset(str(path))
-    assert len(changed) == 4 and changed.fingerprint != first.fingerprint
+    data = Dataset(dict(source=dict(name='webdataset', files=str(tmp_path / '*.tar')), max_bad=.5))
+    assert len(data) == 5
+    stop = lost.offset_data + -(-lost.size // 512) * 512
+    damage = {'truncated tar': ['a.tar:000002'], 'damaged tar header': [f'b.tar bytes {lost.offset}-{stop}']}
+    assert data.lost == damage
+    assert data.source.captions(3) == ('picture 4', 'photo number 4')
+    assert [data.example(i)['id'][1] for i in range(5)] == [0, 1, 2, 4, 4]
+    assert data.lost == {**damage, 'no image': ['b.tar:000004']}
 
 
 def test_a_copy_has_the_same_fingerprint(tmp_path):
@@ -128,7 +176,7 @@ def test_each_bad_sample_is_named_once(tmp_path):
     assert data.lost == {'truncated image': ['a.tar:cut'], 'no image': ['a.tar:empty', 'a.tar:blind'],
                          'no caption': ['a.tar:silent', 'a.tar:blank'], 'json cannot be read': ['a.tar:garbled']}
     with pytest.raises(BadExample, match='no caption'):
-        data.captions(data.source._index[0].keys.tolist().index('silent'))
+        data.captions([data.source.describe(i) for i in range(len(data))].index('a.tar:silent'))
 
 
 @pytest.mark.skipif(not FLICKR.is_dir(), reason=f'no {FLICKR}')

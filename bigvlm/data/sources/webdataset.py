@@ -1,138 +1,174 @@
-"""Webdataset tars as img2dataset writes them (KEY.jpg, KEY.txt, KEY.json), read at random through an index."""
-import glob
-import hashlib
+"""Webdataset tars as img2dataset writes them (KEY.jpg, KEY.txt, KEY.json), anywhere, read at random through an index."""
 import json
-import os
-import threading
-from collections.abc import Sequence
-from pathlib import Path
+import zlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
-
 from bigvlm.core.parts import RecipeError
+from bigvlm.data import storage
 from bigvlm.data.bad import BadExample
-from bigvlm.data.sources._tar_index import PARTS, indices
+from bigvlm.data.sources._tar import Member, members
+from bigvlm.data.sources._tar_build import describe, fingerprint, open_index
+from bigvlm.data.sources._tar_samples import kind_of, split
 
-_IMAGE, _TXT, _JSON = range(len(PARTS))
-_OPEN_TARS = 256  # kept open; the others are opened for each read
+_TOGETHER = 64 << 20  # bytes of one request for neighbours
+_MISSING = {'image': 'no image', 'captions': 'no caption', 'label': 'no label'}
 
 
 class Webdataset:
-    """All samples of the tars that `files` (a glob or several) matches, in the order of their names.
+    """All samples of the tars that `files` names (local, gs://, s3://, http://; globs, braces), in the order of their names.
 
     The image is KEY.jpg, .jpeg, .png, .webp or .gif; the captions are the `captions` or `caption` of KEY.json, else
-    KEY.txt; `label` is KEY.json's, if all have one. `require` says what a sample must have to be usable.
+    KEY.txt; `label` is KEY.json's, else KEY.cls. `extra` names more keys of KEY.json to keep, `members` more endings,
+    whose bytes are kept under that name. `require` says what a sample must have to be usable, of all these. `index`: a
+    file or folder that tools/data.py index made, so that hosts share it; '' is the cache. `io` counts requests and bytes.
     """
 
     label_names: tuple[str, ...] = ()
 
-    def __init__(self, files: str | Sequence[str], require: Sequence[str] = ('image', 'captions')):
-        patterns = (files,) if isinstance(files, str) else tuple(files)
-        self._tars: list[Path] = []
-        for pattern in patterns:
-            found = sorted(glob.glob(os.path.expanduser(pattern), recursive=True))
-            if not found:
-                raise RecipeError(f'files: nothing matches {pattern!r}')
-            self._tars += [Path(f) for f in found]
-        if unknown := set(require) - {'image', 'captions', 'label'}:
-            raise RecipeError(f'require: {", ".join(sorted(unknown))} is none of image, captions, label')
-        self.name, self._require = ','.join(patterns), tuple(require)
-        self._index = indices(self._tars)
-        self._ends = np.cumsum([len(index.keys) for index in self._index])
-        self._files: dict[int, int] = {}
-        self._lock = threading.Lock()
-        self.damage: dict[str, list[str]] = {}
-        for index in self._index:
-            reason, item = index.damage
-            if reason:
-                self.damage.setdefault(reason, []).append(item)
-        self.fingerprint = self._fingerprint()
+    def __init__(self, files: str | Sequence[str], require: Sequence[str] = ('image', 'captions'), extra: Sequence[str] = (),
+                 members: Sequence[str] = (), index: str = ''):
+        self._require, self._extra, self._members = tuple(require), tuple(extra), tuple(members)
+        valid = (*_MISSING, *self._extra, *self._members)
+        if unknown := set(require) - set(valid):
+            raise RecipeError(f'require: {", ".join(sorted(unknown))} is none of {", ".join(valid)}')
+        if len(set(valid)) < len(valid):
+            raise RecipeError(f'extra, members: each key once, and none of {", ".join(_MISSING)}; found {", ".join(valid[3:])}')
+        self.name = files if isinstance(files, str) else ','.join(files)
+        found = storage.find(files, 'files')
+        self._index = open_index(found, index)
+        self._files = storage.Files(list(found))
+        self.damage = self._index.damage
+        self.fingerprint = fingerprint(self._files.urls, self._index)
+        self._kinds = frozenset(('image', 'json', 'txt', 'cls', *self._members))
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return len(self._index)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        tar, row = self._locate(index)
-        example: dict[str, Any] = {}
-        if (image := self._read(tar, row, _IMAGE)) is not None:
-            example['image'] = image
-        example |= self._words(tar, row)
-        for key in self._require:
-            if not example.get(key) and example.get(key) != 0:
-                raise BadExample({'image': 'no image', 'captions': 'no caption', 'label': 'no label'}[key])
-        return example
+        return self._example(self._parts(index))
+
+    def read(self, first: int, stop: int) -> list[dict[str, Any] | BadExample]:
+        """Examples `first` to `stop` - 1, with one request for neighbours in a tar; BadExample in place of unusable ones."""
+        found: list[dict[str, Any] | BadExample] = []
+        for tar, start, size, count in self._together(first, stop):
+            data = self._files.read(tar, start, size)
+            for index in range(first + len(found), first + len(found) + count):
+                try:
+                    found.append(self._example(self._parts(index, data, start)))
+                except BadExample as bad:
+                    found.append(bad)
+        return found
 
     def captions(self, index: int) -> tuple[str, ...]:
-        """The captions of one sample, () if it has none; the image is not read."""
-        return self._words(*self._locate(index)).get('captions', ())
+        """The captions of one sample, () if it has none."""
+        return self._words(self._parts(index)).get('captions', ())
 
     def describe(self, index: int) -> str:
         """'train-0003.tar:000123'."""
-        tar, row = self._locate(index)
-        return f'{self._tars[tar].name}:{self._index[tar].keys[row]}'
+        tar, offset, size, _ = self._index.locate(index)
+        return f'{self._files.urls[tar].rpartition("/")[2]}:{describe(self._files, tar, offset, size)}'
 
-    def _locate(self, index: int) -> tuple[int, int]:
-        if not 0 <= index < len(self):
-            raise IndexError(f'sample {index} of {len(self)}')
-        tar = int(np.searchsorted(self._ends, index, side='right'))
-        return tar, int(index - self._ends[tar] + len(self._index[tar].keys))
+    @property
+    def io(self) -> storage.Counts:
+        """What was read so far."""
+        return self._files.counts
 
-    def _words(self, tar: int, row: int) -> dict[str, Any]:
-        """`captions` and `label`, as far as the sample has them."""
+    def _together(self, first: int, stop: int) -> Iterator[tuple[int, int, int, int]]:
+        """Examples by requests: tar, offset and size of what to read, and how many examples lie there."""
+        tar = start = size = count = 0
+        for index in range(first, stop):
+            own_tar, offset, _, whole = self._index.locate(index)
+            if count and (own_tar != tar or offset + whole - start > _TOGETHER):
+                yield tar, start, size, count
+                count = 0
+            if not count:
+                tar, start = own_tar, offset
+            size, count = offset + whole - start, count + 1
+        if count:
+            yield tar, start, size, count
+
+    def _parts(self, index: int, data: bytes | None = None, start: int = 0) -> '_Parts':
+        """The members of a sample, out of `data`, which begins at byte `start` of the tar, if it was read already."""
+        tar, offset, size, whole = self._index.locate(index)
+        data = self._files.read(tar, offset, whole) if data is None else data[offset - start:offset - start + whole]
+        return _Parts(data, size, self._kinds, self._index.crcs(index))
+
+    def _example(self, parts: '_Parts') -> dict[str, Any]:
+        example: dict[str, Any] = {key: parts(key) for key in ('image', *self._members) if key in parts}
+        example |= self._words(parts)
+        for key in self._require:
+            if not example.get(key) and example.get(key) != 0:
+                raise BadExample(_MISSING.get(key, f'no {key}'))
+        return example
+
+    def _words(self, parts: '_Parts') -> dict[str, Any]:
+        """`captions`, `label` and the `extra` keys, as far as the sample has them."""
         found: dict[str, Any] = {}
-        if (raw := self._read(tar, row, _JSON)) is not None:
-            try:
-                record = json.loads(raw)
-            except ValueError:
-                raise BadExample('json cannot be read') from None
-            record = record if isinstance(record, dict) else {}
-            said = record.get('captions') or record.get('caption') or ()
-            found['captions'] = _clean([said] if isinstance(said, str) else said)
+        if 'json' in parts:
+            record = _record(parts('json'))
+            found['captions'] = _clean(record.get('captions') or record.get('caption') or ())
             if isinstance(record.get('label'), int):
-                found['label'] = record['label']
-        if not found.get('captions') and (raw := self._read(tar, row, _TXT)) is not None:
-            found['captions'] = _clean([raw.decode('utf-8', 'replace')])
+                found['label'] = _label(record['label'])
+            found |= {key: _clean(value) if isinstance(value, (str, list)) else value
+                      for key in self._extra if (value := record.get(key)) is not None}
+        if not found.get('captions') and 'txt' in parts:
+            found['captions'] = _clean(parts('txt').decode('utf-8', 'replace'))
+        if 'label' not in found and 'cls' in parts:
+            found['label'] = _label(parts('cls'))
         return found
 
-    def _read(self, tar: int, row: int, part: int) -> bytes | None:
-        offset, size = map(int, self._index[tar].places[row, part])
-        if offset < 0:
-            return None
-        file = self._files.get(tar)
-        if file is not None:
-            data = os.pread(file, size, offset)
-        else:
-            data = self._open_and_read(tar, offset, size)
-        if len(data) < size:
-            raise OSError(f'{self._tars[tar]} became shorter while in use')
-        return data
 
-    def _open_and_read(self, tar: int, offset: int, size: int) -> bytes:
-        file = os.open(self._tars[tar], os.O_RDONLY)
-        try:
-            data = os.pread(file, size, offset)
-            with self._lock:
-                if len(self._files) < _OPEN_TARS and tar not in self._files:
-                    self._files[tar], file = file, -1  # stays open as long as the source lives
-            return data
-        finally:
-            if file >= 0:
-                os.close(file)
+class _Parts:
+    """The contents of a sample's members by kind; each is checked when it is used. Of several of a kind, the first counts.
 
-    def __del__(self):
-        for file in getattr(self, '_files', {}).values():
-            os.close(file)
+    `data`: the `size` bytes of the sample and the block that follows.
+    """
 
-    def _fingerprint(self) -> str:
-        """Of names, keys and sizes: the same for a copy of the tars elsewhere."""
-        digest = hashlib.sha256()
-        for tar, index in zip(self._tars, self._index):
-            digest.update(f'{tar.name} {len(index.keys)} '.encode())
-            digest.update('\n'.join(index.keys.tolist()).encode())
-            digest.update(np.ascontiguousarray(index.places).tobytes())
-        return digest.hexdigest()[:16]
+    def __init__(self, data: bytes, size: int, kinds: frozenset[str], crcs: list[int] | None):
+        self._data, self._crcs = data, crcs
+        self._members: dict[str, Member] = {}
+        own = None
+        for item in members(lambda at, count: data[at:at + count], len(data)):
+            key, ending = split(item.name) if isinstance(item, Member) and item.start < size else ('', '')
+            own = own or key
+            kind = ending if ending in kinds else kind_of(ending)
+            if key and key == own and kind in kinds:
+                self._members.setdefault(kind, item)
+
+    def __contains__(self, kind: str) -> bool:
+        return kind in self._members
+
+    def __call__(self, kind: str) -> bytes:
+        member = self._members[kind]
+        content = self._data[member.offset:member.offset + member.size]
+        # Whichever member it is: a damaged header may have cost one, so that their numbers are not known.
+        if self._crcs is not None and zlib.crc32(content) not in self._crcs:
+            raise BadExample('checksum differs')
+        return content
 
 
-def _clean(texts: Any) -> tuple[str, ...]:
-    return tuple(t for text in texts if isinstance(text, str) and (t := ' '.join(text.split())))
+def _record(raw: bytes) -> dict[str, Any]:
+    try:
+        record = json.loads(raw)
+    except (ValueError, RecursionError):
+        raise BadExample('json cannot be read') from None
+    return record if isinstance(record, dict) else {}
+
+
+def _label(said: int | bytes) -> int:
+    try:
+        label = int(said)
+        if -2**31 <= label < 2**31:
+            return label
+    except ValueError:
+        raise BadExample('label is no number') from None
+    raise BadExample('label is too large')
+
+
+def _clean(said: Any) -> tuple[str, ...]:
+    """Texts with single spaces; what is empty or no text is left out."""
+    texts = [said] if isinstance(said, str) else said if isinstance(said, list) else ()
+    # json can say half of a surrogate pair, which is no text.
+    whole = (' '.join(text.split()).encode('utf-8', 'replace').decode() for text in texts if isinstance(text, str))
+    return tuple(text for text in whole if text)

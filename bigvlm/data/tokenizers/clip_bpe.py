@@ -1,4 +1,5 @@
 """OpenAI CLIP's lower-case byte-pair tokenizer (Radford et al., 2021), from its published list of merges."""
+import functools
 import gzip
 import html
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ import regex
 
 from bigvlm.core.parts import RecipeError
 from bigvlm.data.cache import fetch
+from bigvlm.data.tokenizers._extra import with_extra
 
 _WORDS = regex.compile(r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+",
                        regex.IGNORECASE)
@@ -20,12 +22,13 @@ class ClipBpe:
     """Texts to ids between start and end of text; `model` is bpe_simple_vocab_16e6.txt.gz, a path or an https URL.
 
     The vocabulary: 256 bytes, 256 bytes that end a word, the merges, start and end of text: 49,408 for CLIP's file.
-    Padding is 0. A text that is too long is cut and keeps its end of text.
+    Padding is 0, which is also the piece '!'. A text that is too long is cut and keeps its end of text. `extra` ids follow
+    the vocabulary, for masks and sentinels: `mask_id` is the first of them, sentinels count down from the last.
     """
 
     pad_id = 0
 
-    def __init__(self, model: str, sha256: str = ''):
+    def __init__(self, model: str, sha256: str = '', extra: int = 0):
         path = fetch(model, sha256)
         try:
             with gzip.open(path, 'rt', encoding='utf-8') as file:
@@ -41,27 +44,51 @@ class ClipBpe:
         self._pieces, self._ids = pieces, {piece: i for i, piece in enumerate(pieces)}
         self._ranks = {pair: rank for rank, pair in enumerate(merges)}
         self._known: dict[str, list[int]] = {}  # words met before
-        self.size, self.sot_id, self.eot_id = len(pieces), len(pieces) - 2, len(pieces) - 1
+        self.sot_id, self.eot_id = len(pieces) - 2, len(pieces) - 1
+        self.size, self.mask_id = with_extra(len(pieces), extra)
+        self.extra = extra
 
     def __call__(self, texts: Sequence[str], length: int) -> np.ndarray:
         """Ids of each text, int32 [len(texts), length]."""
         ids_NL = np.full((len(texts), length), self.pad_id, np.int32)
         for row, text in zip(ids_NL, texts):
-            ids = [self.sot_id, *self._encode(text)][:length - 1] + [self.eot_id]
+            ids = self.encode(text)[:-1][:length - 1] + [self.eot_id]
             row[:len(ids)] = ids
         return ids_NL
 
+    def encode(self, text: str) -> list[int]:
+        """The ids of a whole text with its start and end, however many they are."""
+        return [self.sot_id, *self._encode(text), self.eot_id]
+
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids, up to the end of text."""
+        """The text of ids, up to the end of text; extra ids are left out."""
         pieces = []
         for i in map(int, ids):
             if i == self.eot_id:
                 break
-            if i != self.sot_id:
+            if i != self.sot_id and i < len(self._pieces):
                 pieces.append(self._pieces[i])
         values = {letter: value for value, letter in self._letters.items()}
         words = ''.join(pieces).replace(_END, ' ')
         return b''.join(b' ' if c == ' ' else bytes([values[c]]) for c in words).decode('utf-8', 'replace').strip()
+
+    @functools.cached_property
+    def special(self) -> np.ndarray:
+        """bool [size], true for ids that stand for no text: start, end, padding and the extra ones."""
+        special_V = np.zeros(self.size, bool)
+        special_V[[self.pad_id, self.sot_id, self.eot_id]] = True
+        special_V[len(self._pieces):] = True
+        return special_V
+
+    def word_starts(self, ids_L: np.ndarray) -> np.ndarray:
+        """bool [L], true where a word begins; words and punctuation are apart."""
+        return np.concatenate([[True], self._ends_word[ids_L[:-1]]])
+
+    @functools.cached_property
+    def _ends_word(self) -> np.ndarray:
+        """bool [size]: nothing that follows these ids is of the same word."""
+        whole = [piece.endswith(_END) or i in (self.sot_id, self.eot_id) for i, piece in enumerate(self._pieces)]
+        return np.array(whole + [True] * self.extra)
 
     def _encode(self, text: str) -> list[int]:
         cleaned = html.unescape(html.unescape(ftfy.fix_text(text)))

@@ -1,9 +1,8 @@
 """SentencePiece models: a given one, or one trained on the recipe's own captions at first use."""
+import functools
 import hashlib
 import itertools
 import json
-import re
-import string
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -12,8 +11,10 @@ import sentencepiece as spm
 
 from bigvlm.core.parts import RecipeError
 from bigvlm.data.cache import cache_dir, fetch, fresh, locked
+from bigvlm.data.ops.canonicalize import canonical
+from bigvlm.data.tokenizers._extra import with_extra
 
-_PUNCTUATION = str.maketrans('', '', string.punctuation)
+_SPACE = '▁'  # U+2581, SentencePiece's sign for a space before a piece
 _ENDS = ('yes', 'no', 'sticky')
 
 
@@ -22,12 +23,14 @@ class SentencePiece:
 
     `train_on` names a data set of the recipe whose captions train a model of at most `vocab` pieces, kept in the cache.
     `bos`, `eos`: 'yes' or 'no'; eos may be 'sticky': then it also ends a text that is cut. `pad`: 'pad' or 'eos' fills
-    up to the length (SigLIP: eos='sticky', pad='eos'). `lower` lowers the case, `canonicalize` drops punctuation too.
+    up to the length (SigLIP: eos='sticky', pad='eos'). `lower` lowers the case (SigLIP 2), `canonicalize` removes ASCII
+    punctuation too (SigLIP; what it does exactly: ops/canonicalize.py). `extra` ids follow the vocabulary, for masks and
+    sentinels, as T5's 100 do: `mask_id` is the first of them, sentinels count down from the last.
     """
 
     def __init__(self, model: str = '', sha256: str = '', train_on: str = '', vocab: int = 0, bos: str = 'no',
                  eos: str = 'sticky', pad: str = 'pad', lower: bool = False, canonicalize: bool = False,
-                 corpus: Callable[[str], Iterable[str]] | None = None):
+                 extra: int = 0, corpus: Callable[[str], Iterable[str]] | None = None):
         if bool(model) == bool(train_on):
             raise RecipeError('give either model (with sha256) or train_on (with vocab)')
         if bos not in ('yes', 'no') or eos not in _ENDS or pad not in ('pad', 'eos'):
@@ -45,33 +48,58 @@ class SentencePiece:
         self.eot_id = self._model.eos_id() if eos == 'no' else self._special('eos', self._model.eos_id())
         self.pad_id = self._special(pad, self._model.pad_id() if pad == 'pad' else self._model.eos_id())
         # A trained model may find fewer pieces than asked for; the embedding's size is what the recipe says.
-        self.size = max(vocab, self._model.vocab_size())
+        self.size, self.mask_id = with_extra(max(vocab, self._model.vocab_size()), extra)
+        self.extra = extra
 
     def __call__(self, texts: Sequence[str], length: int) -> np.ndarray:
         """Ids of each text, int32 [len(texts), length], padded or cut at the end."""
         ids_NL = np.full((len(texts), length), self.pad_id, np.int32)
         for row, text in zip(ids_NL, texts):
-            ids = self._model.encode(self._clean(text))  # a list of texts would start threads, for more than they save
-            ids = ids if self._bos is None else [self._bos, *ids]
-            ids = ids if self._eos == 'no' else [*ids, self.eot_id]
+            ids = self.encode(text)
             if len(ids) > length and self._eos == 'sticky':
                 ids = [*ids[:length - 1], self.eot_id]
             row[:len(ids)] = ids[:length]
         return ids_NL
 
+    def encode(self, text: str) -> list[int]:
+        """The ids of a whole text with its beginning and end, if they are marked, however many they are."""
+        ids = self._model.encode(self._clean(text))  # a list of texts would start threads, for more than they save
+        ids = ids if self._bos is None else [self._bos, *ids]
+        return ids if self._eos == 'no' else [*ids, self.eot_id]
+
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids, up to the first end of text; padding is left out."""
-        kept = []
+        """The text of ids, up to the first end of text; padding and extra ids are left out."""
+        pieces, kept = self._model.vocab_size(), []
         for i in map(int, ids):
             if i == self.eot_id:
                 break
-            if i not in (self.pad_id, self._bos):
+            if i not in (self.pad_id, self._bos) and i < pieces:
                 kept.append(i)
         return self._model.decode(kept)
 
+    @functools.cached_property
+    def special(self) -> np.ndarray:
+        """bool [size], true for ids that stand for no text: control pieces, padding, unknown, and ids beyond the pieces."""
+        special_V = np.ones(self.size, bool)
+        model = self._model
+        special_V[:model.vocab_size()] = [model.is_control(i) or model.is_unknown(i) for i in range(model.vocab_size())]
+        special_V[[self.pad_id, *filter(lambda i: i is not None and i >= 0, (self._bos, self.eot_id))]] = True
+        return special_V
+
+    def word_starts(self, ids_L: np.ndarray) -> np.ndarray:
+        """bool [L], true where a word begins: after a space. Punctuation belongs to the word that it stands at."""
+        return self._starts_word[ids_L]
+
+    @functools.cached_property
+    def _starts_word(self) -> np.ndarray:
+        """bool [size]."""
+        pieces = [self._model.id_to_piece(i) for i in range(self._model.vocab_size())]
+        return np.array([piece.startswith(_SPACE) for piece in pieces] + [True] * (self.size - len(pieces))) | self.special
+
     def _clean(self, text: str) -> str:
-        text = text.lower() if self._lower else text
-        return re.sub(r'\s+', ' ', text.translate(_PUNCTUATION)).strip() if self._canonicalize else text
+        if self._canonicalize:
+            return canonical(text)
+        return text.lower() if self._lower else text
 
     def _special(self, name: str, found: int) -> int:
         if found < 0:
@@ -98,7 +126,7 @@ def train(texts: Iterable[str], vocab: int, path: Path) -> None:
 
 def _trained(corpus, vocab: int, clean: Callable[[str], str]) -> Path:
     """The model of this corpus and these settings, from the cache or trained now."""
-    settings = json.dumps(['bpe', corpus.fingerprint, vocab, clean('A, b.'), spm.__version__])
+    settings = json.dumps(['bpe', corpus.fingerprint, vocab, clean('A_b, C.'), spm.__version__])
     key = hashlib.sha256(settings.encode()).hexdigest()[:16]
     path = cache_dir('tokenizers') / f'{key}.model'
     with locked(f'tokenizer-{key}'):

@@ -1,0 +1,64 @@
+"""Several data sets as one: which of them, and where in it, each position looks; exact at every position, in O(1).
+
+Shares are spread as evenly as whole examples allow: a binary tree halves the members, and of the first q examples that
+pass a node with weights l and r, floor(q l / (l + r)) went left. Counting is therefore a formula, and after the sum of
+the weights every member had exactly its weight. Positions are first shuffled within short cells, so that no row of the
+batch is tied to a member.
+"""
+from collections.abc import Mapping
+from fractions import Fraction
+from typing import Any
+
+from bigvlm.core.parts import RecipeError
+from bigvlm.data.order import mix, order
+
+_CELL = 1024
+
+
+class Mixture:
+    """`weights`: {member: a positive number}. `end`: no position from there on is asked for, and counts are exact there."""
+
+    def __init__(self, weights: Mapping[str, Any], seed: int, end: int | None = None):
+        self.names = tuple(weights)
+        self._weights = tuple(share(f'mix.{name}', weight) for name, weight in weights.items())
+        self._seed, self._end = mix(seed) ^ 0x6d6978, end
+
+    def at(self, position: int) -> tuple[str, int]:
+        """(member, position in it)."""
+        cell = position - position % _CELL
+        size = _CELL if self._end is None else min(_CELL, self._end - cell)
+        q = cell + order(self._seed, size, cell, position - cell)
+        low, high, total = 0, len(self.names), sum(self._weights)
+        while high - low > 1:
+            middle = (low + high) // 2
+            left = sum(self._weights[low:middle])
+            before = q * left // total
+            if (q + 1) * left // total > before:
+                high, total, q = middle, left, before
+            else:
+                low, total, q = middle, total - left, q - before
+        return self.names[low], int(q)
+
+    def counts(self, positions: int) -> dict[str, int]:
+        """How many of the first `positions`, a whole number of cells or the end, fall to each member."""
+        found, todo = {}, [(0, len(self.names), positions)]
+        while todo:
+            low, high, q = todo.pop()
+            if high - low == 1:
+                found[self.names[low]] = int(q)
+                continue
+            middle = (low + high) // 2
+            before = q * sum(self._weights[low:middle]) // sum(self._weights[low:high])
+            todo += [(low, middle, before), (middle, high, q - before)]
+        return {name: found[name] for name in self.names}
+
+
+def share(where: str, weight: Any) -> Fraction:
+    """A weight as an exact number (.1 is a tenth). Raises RecipeError unless it is positive."""
+    try:
+        found = Fraction(str(weight))
+    except (ValueError, ZeroDivisionError):
+        found = Fraction(0)
+    if isinstance(weight, bool) or found <= 0:
+        raise RecipeError(f'{where}: the weight of a member is a positive number, found {weight!r}')
+    return found
