@@ -34,7 +34,8 @@ DEFAULTS: dict[str, Any] = {
     'towers': {},
     'objectives': {},
     'data': {},
-    'loader': {'workers': 0, 'processes': 0, 'prefetch': 4},  # threads (0: as many as cores), of each process if any; batches held ready
+    'loader': {'workers': 0, 'processes': 0, 'prefetch': 4,  # threads (0: as many as cores), of each process if any; batches held ready
+               'slow_s': 60., 'hang_s': 600.},               # seconds at one example that are named, and that replace a process
     'stages': (),                      # (dict(until=duration, set={key: value}), …, dict(set=…)): keys that change on the way
     'evals': {},
     'eval_first': False,               # evaluate the untrained model too

@@ -122,7 +122,7 @@ def test_data_knows_no_jax_and_no_model():
 
 
 HEAVY = ('tensorflow_datasets', 'tensorflow', 'sentencepiece', 'array_record', 'simplejpeg', 'orbax', 'PIL', 'ftfy',
-         'regex', 'torch')
+         'regex', 'torch', 'obstore', 'pyarrow', 'google_crc32c')
 
 
 def test_the_step_needs_no_data_library():

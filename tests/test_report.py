@@ -75,7 +75,8 @@ def test_a_whole_run(tmp_path):
                                                          optim=dict(lr=3e-4, rules=[['.*/<b>', 0.0]])),
                    run=dict(status='running', total_steps=1000, command='t --config configs/a.py <script>x</script>',
                             git_commit='abc123', versions=dict(jax='0.10.2'), devices='8 x cpu', launches=[1, 2]),
-                   lost=dict(train={'truncated <JPEG>': ['a.tar:1.jpg', 'a.tar:2.jpg'], 'no caption': ['b.tar:9']}))
+                   lost=dict(train={'truncated <JPEG>': dict(count=2, items=['a.tar:1.jpg', 'a.tar:2.jpg']),
+                                   'no caption': dict(count=1, items=['b.tar:9'])}))
     image = np.full((300, 200, 3), 200, np.uint8)
     confusion = Confusion.count(np.array([0, 0, 1]), np.array([1, 0, 1]), ('cat', 'dog & co'))
     figures.save(path, 200, 'zs/confusion', confusion)

@@ -98,7 +98,7 @@ def test_a_run_leaves_everything_behind(whole):
     assert evaluated == {4, 8}
     lost = json.loads((workdir / 'lost.json').read_text())
     for dataset in ('train', 'val'):
-        assert list(lost[dataset].values()) == [['part-1.tar:001005']], 'each bad item is counted and named once'
+        assert list(lost[dataset].values()) == [dict(count=1, items=['part-1.tar:001005'])], 'each bad item is counted and named once'
 
 
 @pytest.mark.slow

@@ -377,7 +377,8 @@ def options_of(argv):
     parser.add_argument('--only', default=','.join(MAKERS), help=f'of {", ".join(MAKERS)}')
     parser.add_argument('--filters', nargs='*', choices=('bicubic', 'bilinear'), default=('bicubic', 'bilinear'))
     parser.add_argument('--bpe', default='', help="CLIP's bpe_simple_vocab_16e6.txt.gz: its tokenizer instead of SentencePiece")
-    parser.add_argument('--open-clip-python', default=sys.executable, help='an interpreter that has open_clip_torch, webdataset, pandas')
+    parser.add_argument('--open-clip-python', default=sys.executable,
+                        help='an interpreter that has open_clip_torch, the webdataset it asks for (<= 0.2.86), and pandas')
     parser.add_argument('--tf-python', default=sys.executable, help='an interpreter that has tensorflow')
     parser.add_argument('--serve', help=argparse.SUPPRESS)
     options = parser.parse_args(argv)

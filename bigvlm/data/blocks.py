@@ -4,7 +4,7 @@ from collections import OrderedDict
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from bigvlm.data.bad import BadExample
+from bigvlm.data.bad import usable
 
 _READERS = 8  # requests under way at a time
 
@@ -34,9 +34,7 @@ class BlockCache:
             left[0] -= 1
             if left[0] <= 0 and number in self._blocks and self._blocks[number][0] is future:
                 del self._blocks[number]
-        if isinstance(examples[place], BadExample):
-            raise examples[place]
-        return examples[place]
+        return usable(examples[place])
 
     def __len__(self) -> int:
         """How many blocks are kept now."""

@@ -64,7 +64,7 @@ class Dataset:
             if not isinstance(getattr(self, key), int) or getattr(self, key) < 1:
                 raise RecipeError(f'{where}.{key}: a positive number of examples, found {getattr(self, key)!r}')
         # What is mixed now, what is read ahead, and a stretch's end that two lanes share.
-        self.blocks = BlockCache(self.source, self.block, most=max(8, 2 * self.pool // self.block))
+        self.blocks = BlockCache(self.source, self.block, most=max(8, 3 * self.pool // self.block))
         self._read = self.blocks.__getitem__
 
     def __len__(self) -> int:
@@ -82,7 +82,7 @@ class Dataset:
 
     @property
     def lost(self) -> dict[str, list[str]]:
-        """Unusable items so far: reason -> names, each item once."""
+        """Unusable items so far: reason -> names, each item once; the first 1,000 of each reason."""
         return self.lost_log.items
 
     def captions(self, index: int) -> tuple[str, ...]:

@@ -75,9 +75,9 @@ class Datasets:
         """Changes when the data do."""
         return '+'.join(dataset.fingerprint for dataset in self.members(name).values())
 
-    def lost(self) -> dict[str, dict[str, list[str]]]:
-        """What could not be used so far: {dataset: {reason: [item, …]}}."""
-        return {name: dataset.lost for name, dataset in self.open.items() if dataset.lost}
+    def lost(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """What could not be used so far: {dataset: {reason: {count, items: names of the first}}}."""
+        return {name: found for name, dataset in self.open.items() if (found := dataset.lost_log.record())}
 
     def record(self) -> dict[str, dict[str, Any]]:
         """What a run notes of its data: {dataset: source, examples, unusable and surviving ones, content hash}."""

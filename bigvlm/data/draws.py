@@ -12,7 +12,7 @@ from bigvlm.core.parts import RecipeError
 from bigvlm.data.dataset import Dataset, Example
 from bigvlm.data.datasets import Datasets
 from bigvlm.data.lanes import Lanes, shared_pool
-from bigvlm.data.mixture import Mixture
+from bigvlm.data.mixture import CELL, Mixture
 from bigvlm.data.order import Blocks, Shuffle
 
 
@@ -123,7 +123,7 @@ class _Mix:
             lanes = Lanes(batch, self.lanes, self.span, length)
             return _Segment(first, None, False, {'': lanes}, only, start), _sum(start, {only: (length or 0) * batch})
         unit = batch if self.homogeneous else 1  # of the mixture's positions, in examples
-        mixture = Mixture(self.weights, seed, None if length is None else length * batch // unit)
+        mixture = Mixture(self.weights, seed, None if length is None else length * batch // unit, 1 if self.homogeneous else CELL)
         drawn = mixture.counts((length or 0) * batch // unit)
         ends = {m: None if length is None else n for m, n in drawn.items()} if self.homogeneous else {'': length}
         lanes = {m: Lanes(batch, self.lanes, self.span, e) for m, e in ends.items()}

@@ -3,7 +3,7 @@
 Shares are spread as evenly as whole examples allow: a binary tree halves the members, and of the first q examples that
 pass a node with weights l and r, floor(q l / (l + r)) went left. Counting is therefore a formula, and after the sum of
 the weights every member had exactly its weight. Positions are first shuffled within short cells, so that no row of the
-batch is tied to a member.
+batch is tied to a member; short, because members that are read in blocks want their positions nearly in order.
 """
 from collections.abc import Mapping
 from fractions import Fraction
@@ -12,21 +12,24 @@ from typing import Any
 from bigvlm.core.parts import RecipeError
 from bigvlm.data.order import mix, order
 
-_CELL = 1024
+CELL = 16
 
 
 class Mixture:
-    """`weights`: {member: a positive number}. `end`: no position from there on is asked for, and counts are exact there."""
+    """`weights`: {member: a positive number}. `end`: no position from there on is asked for, and counts are exact there.
 
-    def __init__(self, weights: Mapping[str, Any], seed: int, end: int | None = None):
+    `cell`: so many positions are shuffled among themselves; 1: none, and positions in members are in order.
+    """
+
+    def __init__(self, weights: Mapping[str, Any], seed: int, end: int | None = None, cell: int = CELL):
         self.names = tuple(weights)
         self._weights = tuple(share(f'mix.{name}', weight) for name, weight in weights.items())
-        self._seed, self._end = mix(seed) ^ 0x6d6978, end
+        self._seed, self._end, self._cell = mix(seed) ^ 0x6d6978, end, cell
 
     def at(self, position: int) -> tuple[str, int]:
         """(member, position in it)."""
-        cell = position - position % _CELL
-        size = _CELL if self._end is None else min(_CELL, self._end - cell)
+        cell = position - position % self._cell
+        size = self._cell if self._end is None else min(self._cell, self._end - cell)
         q = cell + order(self._seed, size, cell, position - cell)
         low, high, total = 0, len(self.names), sum(self._weights)
         while high - low > 1:

@@ -40,8 +40,8 @@ class Data:
         spec = _DrawsSpec(dict(self.config), kind, stage, tuple(first_steps))
         return Draws(self.stages, self.config['kinds'][kind]['data'], self.config['batch'], firsts, stage, spec)
 
-    def lost(self) -> dict[str, dict[str, list[str]]]:
-        """What could not be used so far: {dataset: {reason: [item, …]}}."""
+    def lost(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """What could not be used so far, see Datasets.lost."""
         return {name: reasons for datasets in self.stages for name, reasons in datasets.lost().items()}
 
     def record(self) -> dict[str, dict[str, Any]]:

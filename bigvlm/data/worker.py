@@ -83,6 +83,8 @@ class _Server:
         except BaseException as error:  # noqa: BLE001  the trainer raises it
             self._send(Done(OPENED, None, error=_pickled(error)))
             raise EOFError from error
+        for dataset in self._draws.datasets.values():
+            dataset.lost_log.tell()
         self._crew = Crew(self._draws, start.rows, start.threads, board, self._finished)
         self._send(Done(OPENED, None))
 

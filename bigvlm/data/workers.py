@@ -28,10 +28,8 @@ _DEATHS = 3  # of one worker, without anything finished in between, stop the run
 _LOOK_S = 1.  # between two looks at who is slow
 _OPENING_S = 600.  # what opening the data may take, whatever is said of examples
 _LEAVE_S = 2.  # for a worker to end by itself
-# Of workers, where the user's own says nothing else: no threads of linear algebra beside ours; and memory of images is kept
-# for the next ones instead of being returned at once and faulted in again, a tenth of the time of decoding and resizing.
-_ENVIRONMENT = {'OMP_NUM_THREADS': '1', 'OPENBLAS_NUM_THREADS': '1', 'MALLOC_MMAP_THRESHOLD_': str(32 << 20),
-                'MALLOC_TRIM_THRESHOLD_': str(128 << 20)}
+# Of workers, where the user's own says nothing else: no threads of linear algebra beside ours.
+_ENVIRONMENT = {'OMP_NUM_THREADS': '1', 'OPENBLAS_NUM_THREADS': '1'}
 
 
 class WorkersDie(RuntimeError):
@@ -148,8 +146,7 @@ class Processes:
     def listen(self) -> None:
         """Deal with what the workers have said, and look after those that say nothing."""
         for worker in self._workers:
-            if worker.given_up is None:
-                self._hear(worker)
+            self._hear(worker)
         if time.monotonic() - self._looked >= min(_LOOK_S, self._slow_s):
             self._look()
 
@@ -206,12 +203,15 @@ class Processes:
         worker.send(Begin(number, batch.buffer.offset, len(batch.buffer.map)) if batch.buffer else Begin(number, 0, 0))
 
     def _hear(self, worker: _Worker) -> None:
-        pipe = worker.pipe
-        try:
-            while worker.pipe is pipe and pipe.poll():
-                self._settle(worker, pipe.recv())
-        except (EOFError, OSError):
-            self._replace(worker, 'died')
+        while worker.given_up is None:
+            try:
+                if not worker.pipe.poll():
+                    return
+                message = worker.pipe.recv()
+            except (EOFError, OSError):
+                self._replace(worker, 'died')
+                return
+            self._settle(worker, message)
 
     def _settle(self, worker: _Worker, message: Done) -> None:
         worker.ready, worker.heard = True, time.monotonic()

@@ -152,11 +152,12 @@ def _card(run: Run, group: str, name: str) -> str:
 def _lost(run: Run) -> str:
     cards = []
     for dataset, reasons in sorted(run.lost.items()):
-        for reason, items in sorted(reasons.items(), key=lambda pair: -len(pair[1])):
-            listed = ''.join(f'<li><code>{escape(item)}</code></li>' for item in items[:200])
-            more = f'<li>and {len(items) - 200:,} more, in lost.json</li>' if len(items) > 200 else ''
+        for reason, noted in sorted(reasons.items(), key=lambda pair: -pair[1]['count']):
+            items, count = list(map(str, noted['items'][:200])), noted['count']
+            listed = ''.join(f'<li><code>{escape(item)}</code></li>' for item in items)
+            more = f'<li>and {count - len(items):,} more; lost.json names the first 1,000</li>' if count > len(items) else ''
             cards.append(f'<details><summary>{escape(dataset)}: {escape(reason)} '
-                         f'<span class="count">{len(items):,}</span></summary><ul>{listed}{more}</ul></details>')
+                         f'<span class="count">{count:,}</span></summary><ul>{listed}{more}</ul></details>')
     none = '<details open><summary>No item was lost.</summary></details>'
     note = (f'<p class="soft">{run.bad_lines} unreadable line{"s" * (run.bad_lines > 1)} in metrics.jsonl '
             f'{"were" if run.bad_lines > 1 else "was"} left out.</p>' if run.bad_lines else '')

@@ -23,7 +23,7 @@ class Run:
     times: Curve
     config: dict[str, Any]
     info: dict[str, Any]  # run.json
-    lost: dict[str, dict[str, list[str]]]  # dataset -> reason -> items
+    lost: dict[str, dict[str, dict[str, Any]]]  # dataset -> reason -> count, and the first items
     figures: dict[str, tuple[int, figures.Gallery | figures.Confusion]]
     bad_lines: int
 
@@ -62,7 +62,7 @@ class Run:
 def read(workdir: str | Path) -> Run:
     workdir = Path(workdir)
     curves, times, bad_lines = _metrics(workdir / 'metrics.jsonl')
-    lost = {dataset: {reason: list(map(str, items)) for reason, items in reasons.items() if isinstance(items, list)}
+    lost = {dataset: {reason: noted for reason, noted in reasons.items() if isinstance(noted, dict) and {'count', 'items'} <= set(noted)}
             for dataset, reasons in _object(workdir / 'lost.json').items() if isinstance(reasons, dict)}
     return Run(workdir.resolve().name, curves, times, _object(workdir / 'config.json'), _object(workdir / 'run.json'),
                lost, figures.latest(workdir), bad_lines)

@@ -40,7 +40,8 @@ def test_real_draws_are_the_same_in_threads_and_processes(how):
         assert a.keys() == b.keys() and all(np.array_equal(a[key], b[key]) for key in a)
     other.close()
     lost = other_data.lost()['train']
-    assert lost == data.lost()['train'] == {'broken': ['memory:4'], 'empty': ['memory:5']}
+    assert lost == data.lost()['train'] == {
+        'broken': dict(count=1, items=['memory:4']), 'empty': dict(count=1, items=['memory:5'])}
 
 
 def test_a_caption_is_drawn_for_each_epoch():

@@ -3,13 +3,14 @@ import gc
 import threading
 import time
 
+import jax
 import numpy as np
 import pytest
 
 from bigvlm.core.parts import RecipeError
 from bigvlm.data.bad import Lost, TooManyBad
 from bigvlm.data.stream import Stream
-from tests.data.toy_data.toy_draws import ToyDraws
+from tests.data.toy_data.toy_draws import Stubborn, ToyDraws
 
 
 def batches(draws, count, batch=8, start=0, rows=slice(None), workers=0, **fields):
@@ -86,6 +87,17 @@ def test_arrays_stay_as_they_are_while_somebody_has_them():
     stream.close()
 
 
+def test_jax_may_keep_the_memory():
+    """On CPUs device_put uses large aligned host arrays in place: a buffer must not be filled anew while it does."""
+    stream, wanted = Stream(ToyDraws(pixels=128), 8, workers=2, prefetch=1), batches(ToyDraws(pixels=128), 5)
+    on_device = [jax.device_put(next(stream)['image'], jax.devices()[0]) for _ in range(5)]
+    for _ in range(12):
+        next(stream)
+    for found, batch in zip(on_device, wanted):
+        assert np.array_equal(np.asarray(found), batch['image'])
+    stream.close()
+
+
 def test_a_small_array_does_not_keep_the_pixels():
     stream = Stream(ToyDraws(pixels=128), 8, workers=2, prefetch=1)
     ids = [next(stream)['id'] for _ in range(20)]
@@ -130,6 +142,13 @@ def test_an_error_is_raised_in_its_batch_with_the_example_named(workers):
     assert next(stream, None) is None
 
 
+@pytest.mark.parametrize('trouble, error', [
+    ({(0, 2): 'late', (0, 20): 'stubborn'}, ZeroDivisionError), ({(0, 2): 'stubborn', (0, 20): 'late'}, Stubborn)])
+def test_of_several_errors_the_first_in_the_batch_counts(trouble, error):
+    with pytest.raises(error):
+        batches(ToyDraws(trouble), 1, batch=32, workers=4)
+
+
 @pytest.mark.parametrize('workers', [0, 2])
 @pytest.mark.parametrize('what, message', [
     ('ragged', r"'image' is uint8\[(2, 2|4, 4), 3\].*resize or drop"), ('other', "different keys.*'more'")])
@@ -162,12 +181,14 @@ def test_a_slow_example_is_named_once_and_a_hung_one_stops_the_run(caplog):
 
 def test_lost_examples_are_named_once_and_told_once():
     lost = Lost(10, .2, 'toy')
+    lost.tell()
     lost.note('truncated tar', ['a.tar'])
     for _ in range(2):
         lost.add(3, 'toy:3', 'broken')
     assert lost.items == {'truncated tar': ['a.tar'], 'broken': ['toy:3']} and lost.count == 1
     assert lost.new() == [(3, 'toy:3', 'broken')] and lost.new() == []
     other = Lost(10, .2, 'toy')
+    other.tell()
     other.merge([(3, 'toy:3', 'broken'), (5, 'toy:5', 'empty')])
     lost.merge(other.new())
     assert lost.items == {'truncated tar': ['a.tar'], 'broken': ['toy:3'], 'empty': ['toy:5']}
@@ -182,3 +203,12 @@ def test_lost_examples_are_named_once_and_told_once():
 def test_streams_that_cannot_be(wrong):
     with pytest.raises(RecipeError):
         Stream(ToyDraws(), **{'batch': 8, **wrong})
+
+
+def test_of_many_lost_examples_the_first_are_named_and_all_counted():
+    lost = Lost(10_000, 1., 'toy')
+    for index in range(1500):
+        lost.add(index, f'toy:{index}', 'broken')
+        lost.add(index, f'toy:{index}', 'broken')
+    assert lost.count == lost.record()['broken']['count'] == 1500 and len(lost.record()['broken']['items']) == 1000
+    assert lost.reason(1400) == 'broken' and 'broken (1500): toy:0, toy:1, toy:2, …' in lost.summary()

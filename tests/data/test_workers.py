@@ -61,10 +61,10 @@ def test_workers_import_neither_jax_nor_the_main_module():
 
 
 def test_batches_may_differ_and_memory_grows_with_them():
-    trouble = {(number, row): 'larger' for number in (2, 5) for row in range(8)}
+    trouble = {(number, row): 'larger' for number in (4, 6) for row in range(8)}
     found, _ = made(ToyDraws(trouble), 8)
     assert same(found, batches(ToyDraws(trouble), 8))
-    assert [batch['image'].shape[1] for batch in found] == [4, 4, 64, 4, 4, 64, 4, 4]
+    assert [batch['image'].shape[1] for batch in found] == [4, 4, 4, 4, 64, 4, 64, 4]
 
 
 def test_what_is_counted():
@@ -131,6 +131,16 @@ def test_workers_killed_from_outside_at_any_time():
     assert all(map(gone, (*killed, *pids)))
 
 
+def test_workers_leave_it_to_the_trainer_when_to_end(caplog):
+    used = stream(ToyDraws())
+    next(used)
+    for number in (signal.SIGTERM, signal.SIGINT):  # which schedulers and terminals send to the whole group
+        for pid in used._makers.pids:
+            os.kill(pid, number)
+    assert [next(used)['id'][0, 0] for _ in range(8)] == list(range(1, 9)) and not caplog.records
+    used.close()
+
+
 def test_an_example_that_kills_every_worker_stops_the_run_and_is_named():
     used = stream(ToyDraws({(1, 6): 'kill'}), workers=1)
     next(used)
@@ -142,9 +152,10 @@ def test_an_example_that_kills_every_worker_stops_the_run_and_is_named():
 @pytest.mark.parametrize('opener, error, message', [
     ('open_nothing', FileNotFoundError, 'the data are gone'),
     ('open_and_die', WorkersDie, 'exit status 7; it was at opening its data; 3 times')])
-def test_data_that_cannot_be_opened(opener, error, message):
+def test_data_that_cannot_be_opened(opener, error, message, caplog):
     with pytest.raises(error, match=message):
         made(ToyDraws(), 1, opener=opener)
+    assert bool(caplog.records) == (error is WorkersDie)  # what is said clearly is not tried again
 
 
 def test_a_slow_worker_is_named(caplog):
@@ -164,7 +175,8 @@ def test_a_hung_worker_is_replaced(what, tmp_path, caplog):
 
 
 PARENT = '''
-import sys
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which whoever runs the tests in the background has had ignored
 from tests.data.test_workers import ToyDraws, stream
 used = stream(ToyDraws({(4, 1): 'hang'}))
 for _ in range(4):
@@ -181,9 +193,12 @@ def test_nothing_is_left_behind_when_the_trainer_is_killed(number):
     with subprocess.Popen([sys.executable, '-c', PARENT], env=environment, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                           start_new_session=True, text=True) as parent:
         pids = list(map(int, parent.stdout.readline().split()))
-        assert len(pids) == 2
         os.killpg(parent.pid, number) if number != signal.SIGKILL else parent.kill()  # as a terminal or a scheduler does
-        _, said = parent.communicate(timeout=30)
+        try:
+            _, said = parent.communicate(timeout=30)
+        finally:
+            parent.kill()
+    assert len(pids) == 2
     until = time.monotonic() + 10
     while not all(map(gone, pids)) and time.monotonic() < until:
         time.sleep(.02)

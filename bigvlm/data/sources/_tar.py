@@ -9,6 +9,7 @@ BLOCK = 512
 _ABOUT_OTHERS = b'LKxg'  # long names of files and links, PAX records of the next file and of the whole archive
 _OWN_SIZE = _ABOUT_OTHERS + b'123456'  # links, devices and folders have no content
 _LONGEST_HEADER = 1 << 20  # bytes of a long name or PAX record; more is damage
+_LONGEST_END = 1 << 20  # bytes of closing zeros; more are the end of a download that was broken off
 _PIECE = 1 << 20  # bytes looked at together where much is looked at
 _AHEAD = 8 << 20  # bytes of one request of a Stream
 
@@ -64,6 +65,8 @@ def members(read: Read, end: int, crc: bool = False, start: int = 0) -> Iterator
                 pending = None
             if not done:
                 yield _hole(at, after, end, pending, zeros, len(block) < BLOCK, seen)
+            if done and end - at > _LONGEST_END:
+                yield Damage('zeros at the end of the tar', at, end, '')
             if after >= end:
                 return
             at, seen, pending = after, after, None

@@ -15,7 +15,7 @@ import numpy as np
 
 from bigvlm.core.parts import RecipeError
 from bigvlm.data import storage
-from bigvlm.data.bad import BadExample
+from bigvlm.data.bad import BadExample, usable
 from bigvlm.data.sources._file_index import Joined
 from bigvlm.data.sources._records import ArrayRecords
 
@@ -42,10 +42,7 @@ class ArrayRecord:
         return len(self._joined)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        example = self.read(index, index + 1)[0]
-        if isinstance(example, BadExample):
-            raise example
-        return example
+        return usable(self.read(index, index + 1)[0])
 
     def read(self, first: int, stop: int) -> list[dict[str, Any] | BadExample]:
         """Examples first..stop-1, by one request for each file."""

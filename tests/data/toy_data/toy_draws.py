@@ -60,6 +60,11 @@ def stubborn(draws, number, row):
     raise Stubborn('this', 'that')
 
 
+def late(draws, number, row):
+    time.sleep(.2)
+    explode(draws, number, row)
+
+
 def stop(draws, number, row):
     os.kill(os.getpid(), signal.SIGSTOP)
     time.sleep(1)  # other threads may stop first
@@ -67,6 +72,7 @@ def stop(draws, number, row):
 
 TROUBLE = dict(
     explode=explode,
+    late=late,
     stubborn=stubborn,
     kill=lambda draws, number, row: os.kill(os.getpid(), signal.SIGKILL),
     crash=lambda draws, number, row: os.abort(),
