@@ -15,7 +15,7 @@ from configs import common
 
 
 def get_config(arg=None):
-    arg = recipe.parse_arg(arg, smoke=False, patch=32, image=224, batch=32_768, data='data/laion400m/*.tar', val='', imagenet='',
+    arg = recipe.parse_arg(arg, smoke=False, patch=32, image=224, batch=32_768, data='laion400m', val='', imagenet='',
                            tokenizer='data/bpe_simple_vocab_16e6.txt.gz')
     c = recipe.new()
     c.about = dict(paper='CLIP, arXiv 2103.00020', data='WIT-400M (private); surrogate LAION-400M', devices=256,

@@ -16,7 +16,7 @@ TOKENIZER = 'data/c4_en_sentencepiece.model'  # 32k SentencePiece of C4, English
 
 
 def get_config(arg=None):
-    arg = recipe.parse_arg(arg, smoke=False, size='B', patch=16, text_size='', image=224, batch=32_768, data='data/datacomp/*.tar', val='', imagenet='',
+    arg = recipe.parse_arg(arg, smoke=False, size='B', patch=16, text_size='', image=224, batch=32_768, data='datacomp_1b', val='', imagenet='',
                            tokenizer=TOKENIZER)
     c = recipe.new()
     c.about = dict(paper='SigLIP, arXiv 2303.15343', data='WebLI (private); surrogate DataComp-1B', devices=256,

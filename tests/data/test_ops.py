@@ -136,6 +136,50 @@ def test_a_random_crop_is_cut_out_and_then_scaled(method):
         assert np.abs(apply(op, image, seed).astype(int) - expected).max() <= 1
 
 
+def drawn_one_by_one(rng, height, width, area, ratio):
+    """The formula of Inception's crop with a draw of its own for each number, as (left, top, width, height)."""
+    for _ in range(10):
+        share, aspect = height * width * rng.uniform(*area), np.exp(rng.uniform(*np.log(ratio)))
+        w, h = round((share * aspect) ** .5), round((share / aspect) ** .5)
+        if 0 < w <= width and 0 < h <= height:
+            return rng.integers(width - w, endpoint=True), rng.integers(height - h, endpoint=True), w, h
+    return 0, 0, width, height  # the largest within `ratio`, here
+
+
+@pytest.mark.parametrize('area', [(.9, 1.), (.08, .5)])
+def test_regions_are_distributed_as_the_formula_says(area):
+    """Two-sample Kolmogorov-Smirnov on each side, place and log aspect: 1.95 is exceeded once in a thousand."""
+    count, ratio, ours, theirs = 4000, (3 / 4, 4 / 3), rng(1), rng(2)
+    found = np.array([region(ours, 375, 500, area, ratio) for _ in range(count)], float)
+    found[:, 2:] -= found[:, :2]
+    expected = np.array([drawn_one_by_one(theirs, 375, 500, area, ratio) for _ in range(count)], float)
+
+    def aspect(places):
+        return np.log(places[:, 2] / places[:, 3])
+    pairs = [*zip(found.T, expected.T), (aspect(found), aspect(expected)), (found[:, 2] * found[:, 3], expected[:, 2] * expected[:, 3])]
+    for mine, reference in pairs:
+        levels = np.union1d(mine, reference)
+        below = [np.searchsorted(np.sort(values), levels, 'right') / count for values in (mine, reference)]
+        assert np.abs(below[0] - below[1]).max() * (count / 2) ** .5 < 1.95
+    places = (found[:, :2] + .5) / (np.array([500, 375]) - found[:, 2:] + 1)  # as shares of the room there is
+    assert abs(np.corrcoef(places.T)[0, 1]) < .06  # four times its deviation if they have nothing to do with each other
+
+
+def test_regions_reach_every_edge_and_no_further():
+    class Same:
+        """A generator that draws one number for ever."""
+
+        def __init__(self, number):
+            self.number = number
+
+        def random(self, count):
+            return np.full(count, self.number)
+    assert region(Same(0.), 100, 100, (.25, 1.), (1., 2.)) == (0, 0, 50, 50)
+    assert region(Same(1 - 2 ** -53), 100, 100, (.04, .25), (1., 1.)) == (50, 50, 100, 100)
+    places = np.array([region(rng(seed), 7, 9, (.5, .9), (3 / 4, 4 / 3)) for seed in range(300)])
+    assert places.min(0)[:2].tolist() == [0, 0] and places.max(0)[2:].tolist() == [9, 7]
+
+
 def two_by_two(image, height, width):
     """tf.image.resize(method='bilinear', antialias=False): half-pixel centres, the edge pixel repeated beyond the edge."""
     def along(length, size):

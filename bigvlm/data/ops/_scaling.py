@@ -24,21 +24,10 @@ def scale(image_HWC: np.ndarray, box: tuple[float, float, float, float], height:
     if tuple(box) == full == (0, 0, width, height):
         return image_HWC
     if antialias:
-        return np.asarray(_image(image_HWC).resize((width, height), FILTERS[method], box=tuple(box)))
+        return np.asarray(Image.fromarray(image_HWC).resize((width, height), FILTERS[method], box=tuple(box)))
     region_HWC = cut(image_HWC, tuple(int(side) for side in box))
     cv2 = _opencv()
     return cv2.resize(region_HWC, (width, height), interpolation=cv2.INTER_LINEAR)
-
-
-def _image(image_HWC: np.ndarray) -> Image.Image:
-    """What Image.fromarray makes; for a region cut out of a larger image, with one copy of the pixels less."""
-    height, width = image_HWC.shape[:2]
-    stride = image_HWC.strides[0]
-    if image_HWC.flags.c_contiguous or not image_HWC.size or image_HWC.strides[1:] != (3, 1) or stride < 3 * width:
-        return Image.fromarray(image_HWC)
-    # Up to the last pixel and not the last row's stride: at the bottom edge nothing may follow.
-    flat = np.lib.stride_tricks.as_strided(image_HWC, ((height - 1) * stride + 3 * width,), (1,), writeable=False)
-    return Image.frombuffer('RGB', (width, height), flat, 'raw', 'RGB', stride, 1)
 
 
 @functools.cache
