@@ -76,7 +76,8 @@ def test_a_whole_run(tmp_path):
                    run=dict(status='running', total_steps=1000, command='t --config configs/a.py <script>x</script>',
                             git_commit='abc123', versions=dict(jax='0.10.2'), devices='8 x cpu', launches=[1, 2]),
                    lost=dict(train={'truncated <JPEG>': dict(count=2, items=['a.tar:1.jpg', 'a.tar:2.jpg']),
-                                   'no caption': dict(count=1, items=['b.tar:9'])}))
+                                   'no caption': dict(count=1, items=['b.tar:9'])}),
+                   data=dict(train=dict(source='x/*.tar', examples=12_345, unusable=3, surviving=12_342, fingerprint='c0ffee')))
     image = np.full((300, 200, 3), 200, np.uint8)
     confusion = Confusion.count(np.array([0, 0, 1]), np.array([1, 0, 1]), ('cat', 'dog & co'))
     figures.save(path, 200, 'zs/confusion', confusion)
@@ -89,7 +90,7 @@ def test_a_whole_run(tmp_path):
                  '65.4 %', '60.0 %', '1.2 %', '1.6 %', '5.7 %', '640 examples · 3 seconds', 'untrained',
                  'nearest caption', '1,234', '3.1 %', 'A paper <1>', 'truncated <JPEG>', 'a.tar:2.jpg', 'b.tar:9',
                  'Found & shown', 'a <wrong> one', 'dog & co', '1 of 2', 'optim.lr', '0.0003', '.*/<b>',
-                 'a.py <script>x', '12,800'):
+                 'a.py <script>x', '12,800', 'x/*.tar', '12,345', '12,342', 'c0ffee'):
         assert text in shown.text, text
     assert 'Old' not in shown.text
     assert shown.loads and all(load.startswith('data:image/') for load in shown.loads)

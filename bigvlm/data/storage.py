@@ -137,9 +137,9 @@ class Files:
                 self._open[number] = os.open(self.urls[number], os.O_RDONLY)
             return self._open.get(number)
 
-    def __del__(self):
+    def __del__(self, close=os.close):  # bound here: at the interpreter's end the module's own names are gone
         for file in getattr(self, '_open', {}).values():
-            os.close(file)
+            close(file)
 
 
 def _braces(pattern: str) -> Iterator[str]:

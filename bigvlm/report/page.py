@@ -42,7 +42,7 @@ def summary(workdir: str | os.PathLike) -> str:
 def page(run: Run) -> str:
     training, *others = _curves(run)
     sections = [_header(run), _tiles(run), training, shown.table(run), shown.figures(run), shown.charts(run), *others,
-                _lost(run), _record(run)]
+                _data(run), _lost(run), _record(run)]
     return (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(_title(run))} · bigvlm</title>'
             f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{CSS}</style></head>'
             f'<body><main>{"".join(sections)}</main><script>{SCRIPT}</script></body></html>\n')
@@ -147,6 +147,17 @@ def _curves(run: Run) -> list[str]:
 def _card(run: Run, group: str, name: str) -> str:
     title = _TITLES.get(name, name.removeprefix(f'{group}/'))
     return chart(title, run.curves[name], percent if name in _SHARES else number, smooth=name != 'lr')
+
+
+def _data(run: Run) -> str:
+    """How many examples each data set had, how many of them could be used, and the hash that says which data they were."""
+    def count(noted: Mapping[str, Any], key: str) -> str:
+        return f'{noted[key]:,}' if isinstance(noted.get(key), int) else ''
+    rows = ''.join(f'<tr><td>{escape(name)}</td><td>{escape(str(noted.get("source", "")))}</td><td>{count(noted, "examples")}</td>'
+                   f'<td>{count(noted, "surviving")}</td><td><code>{escape(str(noted.get("fingerprint", "")))}</code></td></tr>'
+                   for name, noted in sorted(run.data.items()))
+    head = '<tr><th>data set</th><th>source</th><th>examples</th><th>usable, as far as seen</th><th>content</th></tr>'
+    return f'<h2>Data</h2><div class="card"><table>{head}{rows}</table></div>' if rows else ''
 
 
 def _lost(run: Run) -> str:

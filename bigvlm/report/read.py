@@ -26,6 +26,7 @@ class Run:
     lost: dict[str, dict[str, dict[str, Any]]]  # dataset -> reason -> count, and the first items
     figures: dict[str, tuple[int, figures.Gallery | figures.Confusion]]
     bad_lines: int
+    data: dict[str, dict[str, Any]]  # dataset -> source, examples, surviving, fingerprint
 
     @property
     def evaluators(self) -> tuple[str, ...]:
@@ -65,7 +66,8 @@ def read(workdir: str | Path) -> Run:
     lost = {dataset: {reason: noted for reason, noted in reasons.items() if isinstance(noted, dict) and {'count', 'items'} <= set(noted)}
             for dataset, reasons in _object(workdir / 'lost.json').items() if isinstance(reasons, dict)}
     return Run(workdir.resolve().name, curves, times, _object(workdir / 'config.json'), _object(workdir / 'run.json'),
-               lost, figures.latest(workdir), bad_lines)
+               lost, figures.latest(workdir), bad_lines,
+               {name: noted for name, noted in _object(workdir / 'data.json').items() if isinstance(noted, dict)})
 
 
 def _object(path: Path) -> dict[str, Any]:
