@@ -58,7 +58,8 @@ class Placed:
         """``step(state, batch) -> (state, metrics)``, jitted; what no objective of this kind reaches gets no update."""
         p = self.plan
         reached = step_lib.reached_modules(p.model, kind, p.shapes[kind], p.abstract.params, p.abstract.collections)
-        return step_lib.jit(step_lib.make(p.model, p.optimizer, self.stored, p.config, kind, reached, p.sources.get(kind)), self.mesh, self.shardings)
+        step = step_lib.make(p.model, p.optimizer, self.stored, p.config, kind, reached, p.sources.get(kind))
+        return step_lib.jit(step, self.mesh, self.shardings)
 
     def state(self) -> State:
         """The state's shapes, types and layouts: for restoring, and for compiling."""

@@ -26,15 +26,17 @@ class Feed:
         self.draws, self.stream, self.wait_s, self.padding = draws, stream, 0., None
         self._mesh, self._batch = mesh, batch
         self._ready: queue.Queue = queue.Queue(maxsize=1)
+        self._failed: BaseException | None = None
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name='bigvlm-feed', daemon=True)
         self._thread.start()
 
     def __next__(self) -> tuple[np.ndarray, dict[str, jax.Array]]:
         began = time.perf_counter()
-        found = self._ready.get()
+        found = self._failed or self._ready.get()
         self.wait_s += time.perf_counter() - began
         if isinstance(found, BaseException):
+            self._failed = found
             raise found
         ids, batch, self.padding = found
         return ids, batch
@@ -68,8 +70,8 @@ class Feed:
 class Feeds:
     """The feeds of the stage that a run is in, one for each kind of batch. ``loader``: Stream's own settings."""
 
-    def __init__(self, data: Data, first_steps: tuple[int, ...], mesh: jax.sharding.Mesh, loader: Mapping[str, Any]):
-        self.data, self.first_steps, self.mesh, self.loader = data, first_steps, mesh, loader
+    def __init__(self, data: Data, first_steps: tuple[int, ...], total_steps: int, mesh: jax.sharding.Mesh, loader: Mapping[str, Any]):
+        self.data, self.first_steps, self.total_steps, self.mesh, self.loader = data, first_steps, total_steps, mesh, loader
         self.batch = data.config['batch']
         self.stage, self._open, self._before = None, {}, 0.
 
@@ -90,21 +92,22 @@ class Feeds:
         self.stage = stage
         rows = mesh_lib.process_rows(self.mesh, self.batch)
         for kind in self.data.kinds.weights:
-            draws = self.data.draws(kind, stage, self.first_steps)
+            draws = self.data.draws(kind, stage, self.first_steps, self.total_steps)
             stream = Stream(draws, self.batch, self.data.kinds.count(kind, step), rows, **self.loader)
             self._open[kind] = Feed(draws, stream, self.mesh, self.batch)
+        self._counted_before = self._counted()
 
     def scalars(self) -> dict[str, float]:
         """What is worth a curve: memory, storage requests and bytes an example, padding, unusable examples by data set."""
         stats = [feed.stream.stats() for feed in self._open.values()]
-        total = {key: sum(s.get(key, 0) for s in stats) for key in ('buffer_bytes', 'requests', 'bytes', 'examples')}
+        total = {key: sum(s.get(key, 0) for s in stats) for key in ('buffer_bytes', 'examples', 'workers_rss_bytes')}
         found = {'data/batches_ready': float(min((s['batches_ready'] for s in stats), default=0)),
                  'data/buffer_gib': total['buffer_bytes'] / 2 ** 30}
-        if rss := max((s.get('rss_bytes', 0) for s in stats), default=0):
-            found['data/rss_gib'] = rss / 2 ** 30
-        if total['requests'] and total['examples']:
-            found['data/requests_per_example'] = total['requests'] / total['examples']
-            found['data/bytes_per_example'] = total['bytes'] / total['examples']
+        if rss := max((s.get('rss_bytes', 0) - s.get('workers_rss_bytes', 0) for s in stats), default=0):
+            found['data/rss_gib'] = (rss + total['workers_rss_bytes']) / 2 ** 30
+        for key, count in self._storage(stats).items():
+            if count and total['examples']:
+                found[f'data/{key}_per_example'] = count / total['examples']
         for kind, feed in self._open.items():
             if feed.padding is not None:
                 found[f'data/padding/{kind}'] = feed.padding
@@ -112,6 +115,18 @@ class Feeds:
             if noted['unusable']:
                 found[f'data/unusable/{name}'] = float(noted['unusable'])
         return found
+
+    def _storage(self, stats: list[Mapping[str, Any]]) -> dict[str, float]:
+        """Requests and bytes since this stage began: in this process kinds may share a source, whose count is one."""
+        if self.loader['processes']:
+            return {key: sum(s.get(key, 0) for s in stats) for key in ('requests', 'bytes')}
+        now = self._counted()
+        return {key: now[key] - self._counted_before[key] for key in now}
+
+    def _counted(self) -> dict[str, int]:
+        datasets = [d for feed in self._open.values() for d in feed.draws.datasets.values()]
+        ios = {id(io): io for d in datasets if (io := getattr(d.source, 'io', None)) is not None}.values()
+        return {'requests': sum(io.requests for io in ios), 'bytes': sum(io.bytes for io in ios)}
 
     def close(self) -> None:
         """Stop all threads and processes."""

@@ -39,7 +39,7 @@ class Encode:
             try:
                 self.memo[asked] = getattr(self.model, tower)(paths.look_up(self.batch, key), keys_B=keys_B, train=self.train, **options)
             except RecipeError as e:  # the tower named its field; the recipe's key is known here
-                raise RecipeError(f'towers.{tower}.{e}' if str(e).split(':')[0] in vars(self.model.towers[tower]()) else str(e)) from None
+                raise RecipeError(f'towers.{tower}.{e}' if str(e).split(':')[0] in vars(getattr(self.model, tower)) else str(e)) from None
         return self.memo[asked]
 
 

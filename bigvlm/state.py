@@ -67,7 +67,8 @@ def abstract_variables(model: Model, kinds: Mapping[str, Mapping[str, Any]]) -> 
 def initializer(model: Model, optimizer: optim.Optimizer, kinds: Mapping[str, Mapping[str, Any]], ema: Mapping[str, float]):
     """``init(seed) -> State``; pure, to be evaluated abstractly or jitted with output layouts."""
     def init(seed):
-        batches = {kind: {key: np.zeros((smallest_batch(), *shape), dtype) for key, (shape, dtype) in shapes.items()} for kind, shapes in kinds.items()}
+        batches = {kind: {key: np.zeros((smallest_batch(), *shape), dtype) for key, (shape, dtype) in shapes.items()}
+                   for kind, shapes in kinds.items()}
         init_key, run_key = jax.random.split(jax.random.key(seed))
         variables = dict(model.init(init_key, batches, method='init_all'))
         params = variables.pop('params')

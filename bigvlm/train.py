@@ -20,7 +20,8 @@ import jax
 import numpy as np
 from absl import flags
 
-from bigvlm import blueprint, checkpoint, figures, metrics as metrics_lib, model as model_lib, optim, recipe, report, step as step_lib, workdir
+from bigvlm import blueprint, checkpoint, figures, metrics as metrics_lib, model as model_lib, optim, recipe, report
+from bigvlm import step as step_lib, workdir
 from bigvlm.blueprint import Blueprint, Placed
 from bigvlm.core import durations, mesh as mesh_lib, paths, stages as stages_lib
 from bigvlm.core.devices import peak_flops
@@ -65,12 +66,9 @@ def prepare(config: Mapping[str, Any]) -> Run:
     """Builds and checks everything but arrays. Devices are first asked about (not used) where the mesh is made."""
     data = pipeline.Data(config)
     plans = []
-    for staged, datasets in zip(data.configs, data.stages):
-        model = model_lib.from_config(staged)
-        check_tokens(model, data.tokenizers, staged)
-        shapes = {kind: example_shapes(datasets, spec['data']) for kind, spec in config['kinds'].items()}
-        sources = {kind: {d.number: name for name, d in datasets.members(spec['data']).items()} for kind, spec in config['kinds'].items()}
-        plans.append(blueprint.make(staged, model=model, shapes=shapes, sources=sources, examples_per_epoch=data.examples_per_epoch()))
+    for number in range(len(data.stages)):
+        with stages_lib.naming(number, config):
+            plans.append(stage_plan(data, number))
     plan = plans[-1]
     for number, other in enumerate(plans):
         check_same_parameters(other, plan, f'stages.{number}')
@@ -80,6 +78,17 @@ def prepare(config: Mapping[str, Any]) -> Run:
     intervals(config, plan.units)
     mesh = mesh_lib.make_mesh(config['mesh'])
     return Run(config, tuple(p.on(mesh) for p in plans), first_steps, data, evaluators)
+
+
+def stage_plan(data: pipeline.Data, number: int) -> Blueprint:
+    """The blueprint of a stage, with batches as its data are."""
+    staged, datasets = data.configs[number], data.stages[number]
+    recipe.check(staged)
+    model = model_lib.from_config(staged)
+    check_tokens(model, data.tokenizers, staged)
+    shapes = {kind: example_shapes(datasets, spec['data']) for kind, spec in staged['kinds'].items()}
+    sources = {kind: {d.number: name for name, d in datasets.members(spec['data']).items()} for kind, spec in staged['kinds'].items()}
+    return blueprint.make(staged, model=model, shapes=shapes, sources=sources, examples_per_epoch=data.examples_per_epoch())
 
 
 def check_same_parameters(plan: Blueprint, last: Blueprint, where: str) -> None:
@@ -143,13 +152,14 @@ def dry_run(run: Run, differences: str) -> None:
           f'{run.config["batch"]} examples')
     for stage, first in enumerate(run.first_steps):
         for kind, spec in run.config['kinds'].items():
-            print(f'\none batch of {kind} (four examples of data.{spec["data"]})' + (f' in stage {stage}, from step {first}:' if stage else ':'))
+            where = f' in stage {stage}, from step {first}' if stage else ''
+            print(f'\none batch of {kind} (four examples of data.{spec["data"]}){where}:')
             print_batch(run, kind, stage)
 
 
 def print_batch(run: Run, kind: str, stage: int) -> None:
     number = run.data.kinds.count(kind, run.first_steps[stage])
-    draws = run.data.draws(kind, stage, run.first_steps)
+    draws = run.data.draws(kind, stage, run.first_steps, run.plan.total_steps)
     stream = pipeline.Stream(draws, run.config['batch'], number, slice(min(4, run.config['batch'])), workers=0)
     batch = next(stream)
     stream.close()
@@ -177,6 +187,7 @@ def train(run: Run, work: workdir.Workdir) -> None:
     else:
         state, extra, first = checkpoints.restore(run.placed.state())
         check_data(run, extra['data'])
+        check_positions(run, extra['positions'], first)
         log.info('resumed from step %d (%d examples seen)', first, extra['examples_seen'])
     writer.resume(first)
 
@@ -185,7 +196,7 @@ def train(run: Run, work: workdir.Workdir) -> None:
     peak = peak_flops(run.mesh.devices.flat[0].device_kind)
     progress = Progress(total, config['batch'], peak * run.mesh.size if peak else None)
 
-    feeds = Feeds(run.data, run.first_steps, run.mesh, loader(config))
+    feeds = Feeds(run.data, run.first_steps, total, run.mesh, loader(config))
     stop, page = StopSignal(), Report(run, work)
     recent: list[tuple[int, Any, np.ndarray]] = []  # (step, metrics on the device, example ids), not yet looked at
     saved = first
@@ -193,8 +204,8 @@ def train(run: Run, work: workdir.Workdir) -> None:
     def save(step: int) -> None:
         nonlocal saved
         look(recent, saved)  # what is not finite is not saved
-        positions = {kind: run.data.kinds.count(kind, step) * config['batch'] for kind in config['kinds']}
-        checkpoints.save(step, state, {'examples_seen': sum(positions.values()), 'positions': positions, 'data': fingerprints(run)})
+        seen = positions(run, step)
+        checkpoints.save(step, state, {'examples_seen': sum(seen.values()), 'positions': seen, 'data': fingerprints(run)})
         saved = step
 
     def evaluate(step: int, final: bool = False) -> None:
@@ -242,7 +253,7 @@ def train(run: Run, work: workdir.Workdir) -> None:
             writer.write(done, {**values, **scalars, **feeds.scalars()})
             log.info(progress.line(done))
             page.update(now=False)
-        if done == first + 1:
+        if step == first or step in run.first_steps:
             progress.start(done, feeds.wait_s)  # compiling is not training
         if done % every['checkpoint'] == 0 or done == total or stop.asked:
             save(done)
@@ -275,6 +286,18 @@ def check_data(run: Run, saved: Mapping[str, str]) -> None:
         if saved.get(kind) != fingerprint and not any(re.fullmatch(rule, 'data') for rule in run.config['resume']['allow']):
             raise RecipeError(f'data.{run.config["kinds"][kind]["data"]}: its source is not what it was when the checkpoint was saved; '
                               "give the old data, or resume.allow=('data',) to go on with these")
+
+
+def positions(run: Run, step: int) -> dict[str, int]:
+    """{kind: examples that the first ``step`` steps take}."""
+    return {kind: run.data.kinds.count(kind, step) * run.config['batch'] for kind in run.config['kinds']}
+
+
+def check_positions(run: Run, saved: Mapping[str, int], step: int) -> None:
+    """Which examples a step sees follows from its number, so batch and kinds cannot change on the way, unless all may."""
+    if dict(saved) != positions(run, step) and not any(re.fullmatch(rule, 'data') for rule in run.config['resume']['allow']):
+        raise RecipeError(f'batch, kinds: the checkpoint of step {step} has seen {dict(saved)} examples; with these it would be '
+                          f"{positions(run, step)}. Give the old ones, or resume.allow=('data',) to go on from there")
 
 
 def loader(config: Mapping[str, Any]) -> dict[str, Any]:

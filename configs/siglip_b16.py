@@ -16,8 +16,8 @@ TOKENIZER = 'data/c4_en_sentencepiece.model'  # 32k SentencePiece of C4, English
 
 
 def get_config(arg=None):
-    arg = recipe.parse_arg(arg, smoke=False, size='B', patch=16, text_size='', image=224, batch=32_768, data='datacomp_1b', val='', imagenet='',
-                           tokenizer=TOKENIZER)
+    arg = recipe.parse_arg(arg, smoke=False, size='B', patch=16, text_size='', image=224, batch=32_768, data='datacomp_1b', val='',
+                           imagenet='', tokenizer=TOKENIZER)
     c = recipe.new()
     c.about = dict(paper='SigLIP, arXiv 2303.15343', data='WebLI (private); surrogate DataComp-1B', devices=256,
                    expected='ImageNet zero-shot top-1 76.0 at 224, 76.5 at 256 (open_clip results table), not yet run')

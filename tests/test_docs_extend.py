@@ -57,7 +57,8 @@ def test_the_example_of_extend_runs_outside_the_repository(tmp_path):
 PAGES = {path.relative_to(ROOT).as_posix(): path.read_text(encoding='utf-8')
          for path in (ROOT / 'README.md', ROOT / 'CHANGELOG.md', *sorted((ROOT / 'docs').glob('*.md')))}
 PACKAGES = {'towers': 'bigvlm.towers', 'objectives': 'bigvlm.objectives', 'evaluators': 'bigvlm.evals',
-            'sources': 'bigvlm.data.sources', 'ops': 'bigvlm.data.ops', 'tokenizers': 'bigvlm.data.tokenizers', 'augment': 'bigvlm.nn.augment'}
+            'sources': 'bigvlm.data.sources', 'ops': 'bigvlm.data.ops', 'tokenizers': 'bigvlm.data.tokenizers',
+            'augment': 'bigvlm.nn.augment'}
 
 
 def anchors(page: str) -> set[str]:
@@ -113,7 +114,8 @@ def test_commands_name_recipes_and_keys(page, command):
     flags = {a.partition('=')[0] for a in arguments if a.startswith('--') and not a.startswith('--config')}
     known = {'--workdir', '--dry_run', '--steps', '--vocab', '--out'}
     if 'tools/data.py' in arguments:
-        known = {f'--{name}' for name in re.findall(r"'--(\w+)'", ''.join(p.read_text(encoding='utf-8') for p in (ROOT / 'tools').glob('*data*.py')))}
+        options = (ROOT / 'tools/_data_options.py').read_text(encoding='utf-8')
+        known = {f'--{name}' for name in re.findall(r"'--(\w+)'", options)}
     if 'tools/plan.py' in arguments:
         known = set(re.findall(r"flags\.DEFINE_\w+\(\s*'(\w+)'", (ROOT / 'tools/plan.py').read_text(encoding='utf-8')))
         known = {f'--{name}' for name in known}

@@ -101,6 +101,21 @@ def test_a_stage_may_not_change_parameters(tars):
             dict(until=3, set={'towers.text.length': 6, 'data.a.ops.2.length': 6, 'data.b.ops.2.length': 6}), dict())))
 
 
+def test_what_is_wrong_in_a_stage_names_the_stage(tars):
+    for wrong, message in (({'towers.image.patch_dropuot': .5}, r'stages.0: towers.image.patch_dropuot: unknown field'),
+                           ({'data.a.ops.2.length': 99, 'data.b.ops.2.length': 99}, r'stages.0: towers.text.length: texts of 99 tokens'),
+                           ({'micro': 3}, r'stages.0: micro: 3 micro-batches do not divide')):
+        with pytest.raises(RecipeError, match=message):
+            train.prepare(config(tars, stages=(dict(until=3, set=wrong), dict())))
+
+
+def test_a_resume_with_another_batch_is_refused(tars):
+    run = train.prepare(config(tars, stages=()))
+    train.check_positions(run, {'pairs': 32}, 4)
+    with pytest.raises(RecipeError, match=r"batch, kinds: .* step 2 has seen {'pairs': 32} examples.*be {'pairs': 16}"):
+        train.check_positions(run, {'pairs': 32}, 2)
+
+
 def test_members_of_a_mixture_must_agree(tars):
     with pytest.raises(RecipeError, match=r'data.b.ops: examples hold .* those of the other members of data.train'):
         train.prepare(config(tars, stages=(dict(until=3, set={'data.b.ops.1.size': 16}), dict())))

@@ -28,7 +28,8 @@ def recipe_of(options: Options, overrides: Overrides) -> dict[str, Any]:
         return recipe.resolve(recipe.from_command_line(options.config, overrides))
     path = Path(getattr(options, 'workdir', '') or '', 'config.json')
     if not path.is_file():
-        raise RecipeError('--config: which recipe? give FILE or FILE:arguments, or the --workdir of a run')
+        raise RecipeError(f'--workdir: {options.workdir} holds no run (no config.json)' if getattr(options, 'workdir', '') else
+                          '--config: which recipe? give FILE or FILE:arguments, or the --workdir of a run')
     return recipe.resolve(json.loads(path.read_text(encoding='utf-8')))
 
 
@@ -50,8 +51,11 @@ def spec_of(options: Options, overrides: Overrides) -> dict[str, Any]:
     return found
 
 
-def build(wanted: dict[str, Any]) -> Any:
-    return parts.build('bigvlm.data.sources', wanted, 'source')
+def build(wanted: dict[str, Any], options: Options, overrides: Overrides) -> Any:
+    """The source; one that packs texts needs the recipe's tokenizers."""
+    declared = parts.fields(parts.find('bigvlm.data.sources', wanted.get('name', ''), 'source'))
+    given = dict(tokenizers=tokenizers_of(options, overrides)) if options.config and 'tokenizers' in declared else {}
+    return parts.build('bigvlm.data.sources', wanted, 'source', **given)
 
 
 def tokenizers_of(options: Options, overrides: Overrides) -> dict[str, Any]:

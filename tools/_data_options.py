@@ -51,7 +51,8 @@ def parser(description: str, commands: Mapping[str, Callable]) -> argparse.Argum
     where.add_argument('--data', default='train', help="which of the recipe's data sets")
     where.add_argument('--workers', type=int, default=0, help='threads; 0: one per core')
     for name, run in commands.items():
-        one = below.add_parser(name, parents=[recipe if name == 'replay' else where], help=run.__doc__.splitlines()[0], description=run.__doc__)
+        one = below.add_parser(name, parents=[recipe if name == 'replay' else where], help=run.__doc__.splitlines()[0],
+                               description=run.__doc__)
         one.set_defaults(run=run)
         for flag, kind, default, text in OPTIONS[name]:
             if kind is bool:

@@ -36,7 +36,8 @@ def drawn_example(draws: Any, number: int, row: int, decoders: Mapping[str, Call
     if shown != index:
         facts.append(('unusable, replaced by', f'{shown:,} {dataset.source.describe(shown)}'))
     # The same draw without the ops, which may have dropped the caption.
-    before = Dataset({'source': {}}, dataset.name, seed=dataset.seed, number=dataset.number, like=dataset).example(shown, epoch)
+    bare = {'source': {}, 'max_bad': dataset.lost_log.max_bad}
+    before = Dataset(bare, dataset.name, seed=dataset.seed, number=dataset.number, like=dataset).example(shown, epoch)
     if 'caption' in before:
         facts.append(('caption', before['caption']))
     source = {key: value for key, value in before.items() if key not in ('caption', 'id')}

@@ -58,7 +58,7 @@ def index(options: Options, overrides: Overrides) -> None:
         wanted = {**wanted, 'index': str(options.out)} if options.out else wanted
     elif options.out or options.crc:
         raise RecipeError(f'--out, --crc: only indices of webdataset tars can be shared and hold checksums, found {wanted["name"]}')
-    source = opened.build(wanted)
+    source = opened.build(wanted, options, overrides)
     seconds = time.perf_counter() - began
     sample = [len(image) for _, image in walk.walk(source, lambda _, e: e.get('image', b''), walk.spread(len(source), 256))
               if isinstance(image, bytes)]
@@ -71,7 +71,7 @@ def index(options: Options, overrides: Overrides) -> None:
 def stats_(options: Options, overrides: Overrides) -> None:
     """What a data set is made of: sizes, captions, scripts, labels, repetitions, reading rate."""
     tokenizers = opened.tokenizers_of(options, overrides) if options.config else {}
-    source = opened.build(opened.spec_of(options, overrides))
+    source = opened.build(opened.spec_of(options, overrides), options, overrides)
     found = stats.stats(source, options.limit, tokenizers, options.budget, options.workers, 'stats')
     print(found.text())
     _write_json(options.out, found.as_dict())
@@ -99,7 +99,7 @@ def check_(options: Options, overrides: Overrides) -> int:
     """Read everything: what would be skipped, and why. Exit code 1 if it is more than --max_bad."""
     ops = opened.dataset_of(options, overrides).ops if options.ops else ()
     wanted = opened.spec_of(options, overrides)
-    source = opened.build(wanted)
+    source = opened.build(wanted, options, overrides)
     found = check.check(source, options.decode, ops, walk.spread(len(source), options.limit), options.workers, 'check')
     if options.crc:
         if wanted['name'] != 'webdataset':
@@ -120,7 +120,7 @@ def check_(options: Options, overrides: Overrides) -> int:
 def convert_(options: Options, overrides: Overrides) -> None:
     """Any source to ArrayRecords or webdataset tars; the same command again goes on where it was stopped."""
     settings = convert.Settings(options.to, options.shard, options.prefix, options.size, options.quality, options.reencode, options.decode)
-    source = opened.build(opened.spec_of(options, overrides))
+    source = opened.build(opened.spec_of(options, overrides), options, overrides)
     manifest = convert.convert(source, Path(options.out), settings, options.workers, 'convert')
     size = sum(entry['bytes'] for entry in manifest['shards'].values())
     print(f'written      {manifest["written"]:,} of {manifest["examples"]:,} examples, {len(manifest["shards"])} files, '
@@ -140,7 +140,7 @@ def filter_(options: Options, overrides: Overrides) -> None:
         raise RecipeError(f'--rules: of {", ".join(filters.PUBLISHED)}; or --rule, or --queries')
     queries = filtering.Queries(Path(options.queries).read_text(encoding='utf-8').splitlines()) if options.queries else None
     keep.checked(Path(options.out))
-    source = opened.build(opened.spec_of(options, overrides))
+    source = opened.build(opened.spec_of(options, overrides), options, overrides)
     kept = filtering.run(source, rules, queries, options.per_query, options.workers, 'filter')
     said = {str(rule): rule.said for rule in rules}
     for rule, count in kept.fails.items():
@@ -152,7 +152,7 @@ def filter_(options: Options, overrides: Overrides) -> None:
 def dedup_(options: Options, overrides: Overrides) -> None:
     """Keep the first of examples that are alike, and none that is in an evaluation set."""
     keep.checked(Path(options.out))
-    keys, source = tuple(filter(None, options.by.split(','))), opened.build(opened.spec_of(options, overrides))
+    keys, source = tuple(filter(None, options.by.split(','))), opened.build(opened.spec_of(options, overrides), options, overrides)
     found = dedup.collect(source, keys, options.workers, 'hashes')
     drop, summary = np.zeros(len(found.indices), bool), dict(repeated={}, against={}, distance=options.distance, unusable=found.unusable)
     for key in keys:
@@ -161,7 +161,7 @@ def dedup_(options: Options, overrides: Overrides) -> None:
         print(f'{key:12} {again.sum():12,} examples repeat another')
         drop |= again
     for text in options.against:
-        other = opened.build(spec.parse(text))
+        other = opened.build(spec.parse(text), options, overrides)
         theirs = dedup.collect(other, keys, options.workers, other.name)
         for key in keys:
             mine, seen = dedup.overlap(found.by[key], theirs.by[key], options.distance if key == 'near' else 0)

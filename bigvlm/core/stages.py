@@ -5,7 +5,8 @@
 What a stage does not set is as in the recipe, so the recipe itself says how the run ends. A stage never changes a
 parameter's shape, the schedule or the batch.
 """
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from bigvlm.core import durations
@@ -17,10 +18,12 @@ _MAY_SET = ('augment', 'data', 'micro', 'objectives', 'towers')
 def configs(config: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
     """The resolved recipe as it is in each stage; itself alone if it has none. Raises RecipeError for impossible ones."""
     stages = config.get('stages') or ({},)
+    if not isinstance(stages, tuple):
+        raise RecipeError(f'stages: a tuple of dicts such as (dict(until=100, set={{…}}), dict()), found {stages!r}')
     found = []
     for number, stage in enumerate(stages):
         where, last = f'stages.{number}', number == len(stages) - 1
-        if not isinstance(stage, Mapping) or set(stage) - {'until', 'set'}:
+        if not isinstance(stage, Mapping) or set(stage) - {'until', 'set'} or not isinstance(stage.get('set', {}), Mapping):
             raise RecipeError(f'{where}: a stage is dict(until=…, set={{key: value}}), found {stage!r}')
         if ('until' in stage) == last:
             raise RecipeError(f'{where}: every stage but the last ends at its until, and the last at the end of the run; '
@@ -28,11 +31,22 @@ def configs(config: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
         staged = dict(config)
         for path, value in stage.get('set', {}).items():
             keys = path.split('.')
-            if keys[0] not in _MAY_SET:
+            if keys[0] not in _MAY_SET or len(keys) < 2 and keys != ['micro']:
                 raise RecipeError(f'{where}.set: {path!r} cannot change within a run (what can: {", ".join(_MAY_SET)})')
             staged = _replaced(staged, keys, freeze(value), f'{where}.set: {path!r}')
         found.append(staged)
     return tuple(found)
+
+
+@contextmanager
+def naming(number: int, config: Mapping[str, Any]) -> Iterator[None]:
+    """Errors about the recipe, raised within, say which stage they are about, if there are several."""
+    try:
+        yield
+    except RecipeError as e:
+        if len(config.get('stages', ())) < 2 or str(e).startswith('stages.'):
+            raise
+        raise RecipeError(f'stages.{number}: {e}') from None
 
 
 def starts(config: Mapping[str, Any], **units: Any) -> tuple[int, ...]:

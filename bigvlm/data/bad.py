@@ -31,7 +31,7 @@ class Lost:
     """
 
     def __init__(self, total: int, max_bad: float, source: str):
-        self._total, self._max_bad, self._source = total, max_bad, source
+        self._total, self.max_bad, self._source = total, max_bad, source
         self._reasons: dict[int, str] = {}
         self._counts: dict[str, int] = {}
         self._items: dict[str, list[str]] = {}
@@ -53,10 +53,10 @@ class Lost:
                     self._untold.append((index, name, reason))
                 if self._count(reason, name):
                     log.info('unusable example %s: %s', name, reason)
-            too_many = len(self._reasons) > self._max_bad * self._total
+            too_many = len(self._reasons) > self.max_bad * self._total
         if too_many:
             raise TooManyBad(f'{self._source}: {len(self._reasons)} of {self._total} examples are unusable, more than '
-                             f'max_bad={self._max_bad:g} allows: {self.summary()}')
+                             f'max_bad={self.max_bad:g} allows: {self.summary()}')
 
     def _count(self, reason: str, item: str) -> bool:
         """Whether the item is among those that are named."""

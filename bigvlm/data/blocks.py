@@ -1,7 +1,9 @@
 """Whole blocks of a source, read in one request each, kept until their examples are used, and read ahead of need."""
+import queue
 import threading
 from collections import OrderedDict
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any
 
 from bigvlm.data.bad import usable
@@ -12,57 +14,80 @@ _READERS = 8  # requests under way at a time
 class BlockCache:
     """Raw examples of `source` by index, a block of `block` read at once by `source.read`; at most `most` blocks are kept.
 
-    A block goes when each of its examples was asked for once, or when it is the one longest unused.
+    A block goes when each of its examples was asked for, or when it is the one longest unused. `skipped(index)`: whether
+    an example is known not to be asked for.
     """
 
-    def __init__(self, source: Any, block: int, most: int):
-        self._source, self.block, self.most = source, block, most
-        self._blocks: OrderedDict[int, tuple[Future, list[int]]] = OrderedDict()  # block -> (its examples, [how many are left])
+    def __init__(self, source: Any, block: int, most: int, skipped: Callable[[int], bool] = lambda index: False):
+        self._source, self.block, self.most, self._skipped = source, block, most, skipped
+        self._blocks: OrderedDict[int, _Block] = OrderedDict()
         self._lock = threading.Lock()
-        self._readers = ThreadPoolExecutor(_READERS, 'bigvlm-blocks')
+        self._wanted: queue.SimpleQueue[_Block] = queue.SimpleQueue()
+        self._readers = 0
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Raises BadExample where the source says so; what reading the block raised, and then it is read anew next time."""
         number, place = divmod(index, self.block)
-        future, left = self._asked(number)
+        block = self._asked(number)
         try:
-            examples = future.result()
+            examples = block.examples.result()
         except BaseException:
-            self._drop(number, future)
+            self._drop(number, block)
             raise
         with self._lock:
-            left[0] -= 1
-            if left[0] <= 0 and number in self._blocks and self._blocks[number][0] is future:
-                del self._blocks[number]
+            block.left.discard(place)
+        if not block.left:
+            self._drop(number, block)
         return usable(examples[place])
 
     def __len__(self) -> int:
         """How many blocks are kept now."""
         return len(self._blocks)
 
-    def close(self) -> None:
-        """Forget all blocks and stop reading ahead; whoever asks again starts anew."""
-        with self._lock:
-            self._blocks.clear()
-            self._readers.shutdown(wait=False, cancel_futures=True)
-            self._readers = ThreadPoolExecutor(_READERS, 'bigvlm-blocks')
-
     def want(self, index: int) -> None:
         """Start reading the block of an example that will be asked for soon."""
         self._asked(index // self.block)
 
-    def _asked(self, number: int) -> tuple[Future, list[int]]:
+    def close(self) -> None:
+        """Forget all blocks; whoever asks again starts anew."""
+        with self._lock:
+            for block in self._blocks.values():
+                block.examples.cancel()
+            self._blocks.clear()
+
+    def _asked(self, number: int) -> '_Block':
         with self._lock:
             if number not in self._blocks:
-                first = number * self.block
-                stop = min(first + self.block, len(self._source))
                 while len(self._blocks) >= self.most:
                     self._blocks.popitem(last=False)
-                self._blocks[number] = self._readers.submit(self._source.read, first, stop), [stop - first]
+                first = number * self.block
+                self._blocks[number] = _Block(first, min(first + self.block, len(self._source)), self._skipped)
+                self._wanted.put(self._blocks[number])
+                if self._readers < _READERS:  # daemons: one that hangs in a read must not keep the process from ending
+                    self._readers += 1
+                    threading.Thread(target=self._run, name='bigvlm-blocks', daemon=True).start()
             self._blocks.move_to_end(number)
             return self._blocks[number]
 
-    def _drop(self, number: int, future: Future) -> None:
+    def _run(self) -> None:
+        while True:
+            block = self._wanted.get()
+            if not block.examples.set_running_or_notify_cancel():
+                continue
+            try:
+                block.examples.set_result(self._source.read(block.first, block.stop))
+            except BaseException as error:  # noqa: BLE001  it belongs to whoever asks
+                block.examples.set_exception(error)
+
+    def _drop(self, number: int, block: '_Block') -> None:
         with self._lock:
-            if number in self._blocks and self._blocks[number][0] is future:
+            if self._blocks.get(number) is block:
                 del self._blocks[number]
+
+
+class _Block:
+    """Examples `first` to `stop` - 1, in the future; `left`: the places that were not asked for yet."""
+
+    def __init__(self, first: int, stop: int, skipped: Callable[[int], bool]):
+        self.first, self.stop, self.examples = first, stop, Future()
+        self.left = {place for place in range(stop - first) if not skipped(first + place)}

@@ -182,6 +182,7 @@ class Stalls:
     def __init__(self, draws: Any, slow_s: float):
         self._draws, self._slow_s = draws, slow_s
         self._told: set[tuple] = set()
+        self._names: dict[tuple[int, int], str] = {}  # of examples that were slow: asked once, for naming may hang as well
 
     def longest(self, board: np.ndarray, who: str) -> tuple[float, str]:
         """(seconds, example) of the thread that is at one example the longest; (0, '') where nobody is slow."""
@@ -190,7 +191,9 @@ class Stalls:
             seconds = (now - since) / 1e9
             if number == IDLE or seconds <= self._slow_s:
                 continue
-            example = name(self._draws, number, row)
+            if (number, row) not in self._names:
+                self._names[number, row] = name(self._draws, number, row)
+            example = self._names[number, row]
             found = max(found, (seconds, example))
             self.tell(who, example, seconds, number, row)
         return found

@@ -33,7 +33,9 @@ class Dataset:
         if 'source' not in spec:
             raise RecipeError(f'{where}.source: this field is required')
         fields = {**FIELDS, **spec}
-        self.seed, self.number, self.name = seed, int(fields['number']) if number is None else number, where
+        self.seed, self.number, self.name = seed, fields['number'] if number is None else number, where
+        if not isinstance(self.number, int) or not 0 <= self.number < 2 ** 32:
+            raise RecipeError(f'{where}.number: a whole number from 0 to 2**32 - 1, found {self.number!r}')
         self.order, self.block, self.pool = fields['order'], fields['block'], fields['pool']
         given = dict(tokenizers=tokenizers or {})
         self.source = like.source if like else parts.build('bigvlm.data.sources', spec['source'], f'{where}.source', **given)
@@ -43,28 +45,29 @@ class Dataset:
             parts.build('bigvlm.data.ops', op, f'{where}.ops[{i}]', **given, label_names=self.label_names)
             for i, op in enumerate(fields['ops']))
         max_bad = fields['max_bad']
-        if not 0 <= max_bad <= 1:
-            raise RecipeError(f'{where}.max_bad: a fraction from 0 to 1, found {max_bad}')
+        if not isinstance(max_bad, (int, float)) or not 0 <= max_bad <= 1:
+            raise RecipeError(f'{where}.max_bad: a fraction from 0 to 1, found {max_bad!r}')
+        self.lost_log = like.lost_log if like else Lost(len(self.source), max_bad, self.source.name)
+        if self.lost_log.max_bad != max_bad:
+            raise RecipeError(f'{where}.max_bad: {max_bad} in one stage and {self.lost_log.max_bad} in another; it holds for the whole run')
         self._read: Callable[[int], Mapping[str, Any]] = self.source.__getitem__
         self.blocks: BlockCache | None = None
         if self.order == 'blocks':
             self._read_in_blocks(where)
         elif self.order != 'shuffle':
             raise RecipeError(f'{where}.order: {self.order!r} is none of shuffle, blocks')
-        self.lost_log = like.lost_log if like else Lost(len(self.source), max_bad, self.source.name)
         if not like:
             for reason, items in getattr(self.source, 'damage', {}).items():
                 self.lost_log.note(reason, items)
 
     def _read_in_blocks(self, where: str) -> None:
-        if not hasattr(self.source, 'read'):
+        if not hasattr(self.source, 'read') or not getattr(self.source, 'reads_together', True):
             raise RecipeError(f"{where}.order: 'blocks' needs a source that reads neighbours together; {self.source.name} does not, "
                               "use order='shuffle'")
         for key in ('block', 'pool'):
             if not isinstance(getattr(self, key), int) or getattr(self, key) < 1:
                 raise RecipeError(f'{where}.{key}: a positive number of examples, found {getattr(self, key)!r}')
-        # What is mixed now, what is read ahead, and a stretch's end that two lanes share.
-        self.blocks = BlockCache(self.source, self.block, most=max(8, 3 * self.pool // self.block))
+        self.blocks = BlockCache(self.source, self.block, 8, lambda index: self.lost_log.reason(index) is not None)
         self._read = self.blocks.__getitem__
 
     def __len__(self) -> int:

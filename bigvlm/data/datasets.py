@@ -11,7 +11,8 @@ MIX_FIELDS = ('mix', 'homogeneous')  # the fields of a mixture, which has these 
 
 def mixed_names(config: Mapping[str, Any]) -> set[str]:
     """The data sets that are members of a mixture."""
-    return {name for spec in config['data'].values() for name in spec.get('mix', ())}
+    mixes = [spec['mix'] for spec in config['data'].values() if isinstance(spec.get('mix'), (Mapping, tuple))]
+    return {name for mix in mixes for name in mix}
 
 
 class Datasets:
@@ -49,15 +50,17 @@ class Datasets:
         if unknown := set(spec) - set(MIX_FIELDS):
             raise RecipeError(f'{where}.{min(unknown)}: unknown field of a mixture (valid: {", ".join(MIX_FIELDS)}; ops, order and '
                               'the like are its members\')')
-        if not spec['mix']:
-            raise RecipeError(f'{where}.mix: name at least one data set, as dict(NAME=weight) or, for their union, (NAME, …)')
-        for member in spec['mix']:
+        wanted = spec['mix']
+        if not isinstance(wanted, (Mapping, tuple)) or not wanted or len(set(wanted)) < len(wanted):
+            raise RecipeError(f'{where}.mix: name data sets, each once, as dict(NAME=weight, …) or, for their union, (NAME, …); '
+                              f'found {wanted!r}')
+        for member in wanted:
             if member not in self.specs or 'mix' in self.specs[member]:
                 plain = [other for other, found in self.specs.items() if 'mix' not in found]
                 raise RecipeError(f'{where}.mix: {member!r} is no data set with a source (there are: {", ".join(plain) or "none"})')
-        if isinstance(spec['mix'], Mapping):
-            return {m: share(f'{where}.mix.{m}', weight) for m, weight in sorted(spec["mix"].items())}, bool(spec.get('homogeneous', False))
-        return {member: len(self(member)) for member in spec['mix']}, bool(spec.get('homogeneous', False))
+        if isinstance(wanted, Mapping):
+            return {m: share(f'{where}.mix.{m}', weight) for m, weight in sorted(wanted.items())}, bool(spec.get('homogeneous', False))
+        return {member: len(self(member)) for member in wanted}, bool(spec.get('homogeneous', False))
 
     def members(self, name: str) -> dict[str, Dataset]:
         """The data sets of a mixture, or the one data set."""
@@ -74,13 +77,3 @@ class Datasets:
     def fingerprint(self, name: str) -> str:
         """Changes when the data do."""
         return '+'.join(dataset.fingerprint for dataset in self.members(name).values())
-
-    def lost(self) -> dict[str, dict[str, dict[str, Any]]]:
-        """What could not be used so far: {dataset: {reason: {count, items: names of the first}}}."""
-        return {name: found for name, dataset in self.open.items() if (found := dataset.lost_log.record())}
-
-    def record(self) -> dict[str, dict[str, Any]]:
-        """What a run notes of its data: {dataset: source, examples, unusable and surviving ones, content hash}."""
-        return {name: dict(source=dataset.source.name, examples=len(dataset), unusable=dataset.lost_log.count,
-                           surviving=len(dataset) - dataset.lost_log.count, fingerprint=dataset.fingerprint)
-                for name, dataset in self.open.items()}

@@ -43,21 +43,28 @@ class Draws:
     """The batches of one kind, in one stage of the run.
 
     `stages`: the Datasets of every stage; `firsts`: the number of each stage's first batch of this kind; `stage`: which
-    one this is. `spec`: what `pipeline.open_draws` makes the same from, in another process.
+    one this is; `end`: how many batches the run has, if that is known. `spec`: what `pipeline.open_draws` makes the same
+    from, in another process.
     """
 
     def __init__(self, stages: Sequence[Datasets], name: str, batch: int, firsts: Sequence[int] = (0,), stage: int = 0,
-                 spec: Any = None):
+                 spec: Any = None, end: int | None = None):
         if batch < 1:
             raise RecipeError(f'batch: a positive number of examples, found {batch}')
         self.batch, self.spec = batch, spec
         self.datasets: dict[str, Dataset] = stages[stage].members(name)
+        _check_orders([datasets.members(name) for datasets in stages])
         mixes = [_Mix.of(datasets, name, batch) for datasets in stages]
-        self._segment = _segments(mixes, batch, firsts, stages[stage].seed)[stage]
-        window = mixes[stage].window
-        self._orders = {member: Blocks(d.seed, len(d), d.block, window) if d.blocks is not None else Shuffle(d.seed, len(d))
-                        for member, d in self.datasets.items()}
-        self._ahead = {member: window * d.block for member, d in self.datasets.items() if d.blocks is not None}
+        self._segment = _segments(mixes, batch, firsts, end, stages[stage].seed)[stage]
+        self._orders: dict[str, Blocks | Shuffle] = {member: Shuffle(d.seed, len(d)) for member, d in self.datasets.items()}
+        self._ahead: dict[str, int] = {}
+        for member, dataset in self.datasets.items():
+            if dataset.blocks is not None:
+                _, _, window = shared_pool(batch, len(dataset), dataset.pool, dataset.block)
+                self._orders[member] = Blocks(dataset.seed, len(dataset), dataset.block, window)
+                self._ahead[member] = window * dataset.block
+                # What is mixed now, what is read ahead, and the ends of stretches that two lanes share.
+                dataset.blocks.most = max(dataset.blocks.most, 3 * mixes[stage].lanes * window + 8)
 
     def at(self, number: int, row: int) -> tuple[str, int, int]:
         """(data set, epoch, index) of the example at a row of the batch with this number."""
@@ -100,20 +107,17 @@ class Draws:
 
 @dataclass(frozen=True)
 class _Mix:
-    """What decides the order in a stage: the members' weights, and lanes if any of them is read in blocks."""
+    """What decides the order in a stage: the members' weights, and the most lanes that a member read in blocks asks for."""
     weights: Mapping[str, Any]
     homogeneous: bool
     lanes: int = 1
     span: int = 1
-    window: int = 1
 
     @classmethod
     def of(cls, datasets: Datasets, name: str, batch: int) -> '_Mix':
-        blocked = [d for d in datasets.members(name).values() if d.blocks is not None]
-        lanes = ()
-        if blocked:
-            lanes = shared_pool(batch, min(map(len, blocked)), max(d.pool for d in blocked), max(d.block for d in blocked))
-        return cls(*datasets.mix(name), *lanes)
+        asked = [shared_pool(batch, len(d), d.pool, d.block) for d in datasets.members(name).values() if d.blocks is not None]
+        lanes, span, _ = max(asked, default=(1, 1, 1))
+        return cls(*datasets.mix(name), lanes, span)
 
     def segment(self, batch: int, first: int, end: int | None, start: Mapping[str, int], seed: int) -> tuple[_Segment, dict[str, int]]:
         """Batches first to end, and how many examples of each member were drawn at its end."""
@@ -130,13 +134,26 @@ class _Mix:
         return _Segment(first, mixture, self.homogeneous, lanes, '', start), _sum(start, {m: n * unit for m, n in drawn.items()})
 
 
-def _segments(mixes: Sequence[_Mix], batch: int, firsts: Sequence[int], seed: int) -> list[_Segment]:
-    """The segment of each stage: stages in a row that mix alike share one."""
+def _check_orders(stages: Sequence[Mapping[str, Dataset]]) -> None:
+    """Another order of the same data in mid-epoch would repeat and lose examples."""
+    known: dict[int, Dataset] = {}
+    for number, members in enumerate(stages):
+        for dataset in members.values():
+            before = known.setdefault(id(dataset.source), dataset)
+            for key in ('order', 'block', 'pool'):
+                here, there = getattr(dataset, key), getattr(before, key)
+                if here != there:
+                    raise RecipeError(f'stages.{number}: {dataset.name}.{key} is {here!r} here and {there!r} before; it cannot change '
+                                      'within a run')
+
+
+def _segments(mixes: Sequence[_Mix], batch: int, firsts: Sequence[int], last: int | None, seed: int) -> list[_Segment]:
+    """The segment of each stage: stages in a row that mix alike share one. `last`: where the run ends, if that is known."""
     changes = [stage for stage, mix in enumerate(mixes) if not stage or mix != mixes[stage - 1]]
     found: list[_Segment] = []
     start: Mapping[str, int] = {}
     for stage, following in zip(changes, [*changes[1:], None]):
-        end = None if following is None else firsts[following]
+        end = last if following is None else firsts[following]
         segment, start = mixes[stage].segment(batch, firsts[stage], end, start, seed)
         found += [segment] * ((len(mixes) if following is None else following) - stage)
     return found

@@ -31,8 +31,8 @@ class Lanes:
 def shared_pool(batch: int, n: int, pool: int, block: int) -> tuple[int, int, int]:
     """(lanes, span, window) for a pool of `pool` examples that are mixed at a time, `window` in blocks per lane.
 
-    Lanes get at least four blocks each to mix, and small data sets fewer of them, so that the blur of an epoch's end (one
-    stretch of all lanes) stays short beside the epoch.
+    Lanes get at least four blocks each to mix. The pool is at most an eighth of the data set, and so is what all lanes take
+    in one stretch, over which the end of an epoch is blurred.
     """
     pool = max(block, min(pool, n // 8))
     most = max(1, pool // (4 * block))

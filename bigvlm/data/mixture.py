@@ -5,6 +5,8 @@ pass a node with weights l and r, floor(q l / (l + r)) went left. Counting is th
 the weights every member had exactly its weight. Positions are first shuffled within short cells, so that no row of the
 batch is tied to a member; short, because members that are read in blocks want their positions nearly in order.
 """
+import itertools
+import math
 from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
@@ -24,6 +26,8 @@ class Mixture:
     def __init__(self, weights: Mapping[str, Any], seed: int, end: int | None = None, cell: int = CELL):
         self.names = tuple(weights)
         self._weights = tuple(share(f'mix.{name}', weight) for name, weight in weights.items())
+        scale = math.lcm(*(weight.denominator for weight in self._weights))
+        self._sums = [0, *itertools.accumulate(int(weight * scale) for weight in self._weights)]
         self._seed, self._end, self._cell = mix(seed) ^ 0x6d6978, end, cell
 
     def at(self, position: int) -> tuple[str, int]:
@@ -31,16 +35,16 @@ class Mixture:
         cell = position - position % self._cell
         size = self._cell if self._end is None else min(self._cell, self._end - cell)
         q = cell + order(self._seed, size, cell, position - cell)
-        low, high, total = 0, len(self.names), sum(self._weights)
+        low, high, sums = 0, len(self.names), self._sums
         while high - low > 1:
             middle = (low + high) // 2
-            left = sum(self._weights[low:middle])
+            left, total = sums[middle] - sums[low], sums[high] - sums[low]
             before = q * left // total
             if (q + 1) * left // total > before:
-                high, total, q = middle, left, before
+                high, q = middle, before
             else:
-                low, total, q = middle, total - left, q - before
-        return self.names[low], int(q)
+                low, q = middle, q - before
+        return self.names[low], q
 
     def counts(self, positions: int) -> dict[str, int]:
         """How many of the first `positions`, a whole number of cells or the end, fall to each member."""
@@ -48,10 +52,10 @@ class Mixture:
         while todo:
             low, high, q = todo.pop()
             if high - low == 1:
-                found[self.names[low]] = int(q)
+                found[self.names[low]] = q
                 continue
             middle = (low + high) // 2
-            before = q * sum(self._weights[low:middle]) // sum(self._weights[low:high])
+            before = q * (self._sums[middle] - self._sums[low]) // (self._sums[high] - self._sums[low])
             todo += [(low, middle, before), (middle, high, q - before)]
         return {name: found[name] for name in self.names}
 

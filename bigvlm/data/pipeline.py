@@ -12,8 +12,8 @@ from bigvlm.data.draws import Draws
 from bigvlm.data.order import order
 from bigvlm.data.stream import Stream
 
-__all__ = ['BadExample', 'Corpus', 'Data', 'Dataset', 'Datasets', 'Draws', 'Stream', 'TooManyBad', 'build_tokenizers', 'open_draws', 'order',
-           'step_draws']
+__all__ = ['BadExample', 'Corpus', 'Data', 'Dataset', 'Datasets', 'Draws', 'Stream', 'TooManyBad', 'build_tokenizers', 'open_draws',
+           'order', 'step_draws']
 
 
 class Data:
@@ -29,24 +29,37 @@ class Data:
             self.stages.append(Datasets(staged, self.tokenizers, self.stages[-1] if self.stages else None, mixed))
         self.datasets = self.stages[-1]  # what evaluations see
 
+    def _by_source(self) -> dict[str, Dataset]:
+        """Each data set by its name, and by its stage too where that stage has another source."""
+        found: dict[str, Dataset] = {}
+        for number, datasets in enumerate(self.stages):
+            for name, dataset in datasets.open.items():
+                if dataset.lost_log is not found.setdefault(name, dataset).lost_log:
+                    found[f'{name} (stage {number})'] = dataset
+        return found
+
     def examples_per_epoch(self) -> int:
         """Of the first kind's data, as durations in epochs count them."""
         first = next(iter(self.config['kinds'].values()))['data']
         return self.stages[-1].size(first)
 
-    def draws(self, kind: str, stage: int, first_steps: Sequence[int]) -> Draws:
-        """The batches of a kind in a stage; `first_steps`: the first step of each stage."""
+    def draws(self, kind: str, stage: int, first_steps: Sequence[int], total_steps: int | None = None) -> Draws:
+        """The batches of a kind in a stage. `first_steps`: the first step of each stage; `total_steps`: the run's, if known."""
         firsts = tuple(self.kinds.count(kind, step) for step in first_steps)
-        spec = _DrawsSpec(dict(self.config), kind, stage, tuple(first_steps))
-        return Draws(self.stages, self.config['kinds'][kind]['data'], self.config['batch'], firsts, stage, spec)
+        end = None if total_steps is None else self.kinds.count(kind, total_steps)
+        spec = _DrawsSpec(dict(self.config), kind, stage, tuple(first_steps), total_steps)
+        with stages.naming(stage, self.config):
+            return Draws(self.stages, self.config['kinds'][kind]['data'], self.config['batch'], firsts, stage, spec, end)
 
     def lost(self) -> dict[str, dict[str, dict[str, Any]]]:
-        """What could not be used so far, see Datasets.lost."""
-        return {name: reasons for datasets in self.stages for name, reasons in datasets.lost().items()}
+        """What could not be used so far: {dataset: {reason: {count, items: names of the first}}}."""
+        return {name: found for name, dataset in self._by_source().items() if (found := dataset.lost_log.record())}
 
     def record(self) -> dict[str, dict[str, Any]]:
-        """What a run notes of its data, see Datasets.record."""
-        return {name: noted for datasets in self.stages for name, noted in datasets.record().items()}
+        """What a run notes of its data: {dataset: source, examples, unusable and surviving ones, content hash}."""
+        return {name: dict(source=dataset.source.name, examples=len(dataset), unusable=dataset.lost_log.count,
+                           surviving=len(dataset) - dataset.lost_log.count, fingerprint=dataset.fingerprint)
+                for name, dataset in self._by_source().items()}
 
 
 class _DrawsSpec(NamedTuple):
@@ -54,11 +67,12 @@ class _DrawsSpec(NamedTuple):
     kind: str
     stage: int
     first_steps: tuple[int, ...]
+    total_steps: int | None
 
 
 def open_draws(spec: _DrawsSpec) -> Draws:
     """The same draws in another process."""
-    return Data(spec.config).draws(spec.kind, spec.stage, spec.first_steps)
+    return Data(spec.config).draws(spec.kind, spec.stage, spec.first_steps, spec.total_steps)
 
 
 def step_draws(config: Mapping[str, Any], step: int) -> tuple[str, int, Draws]:
@@ -70,7 +84,7 @@ def step_draws(config: Mapping[str, Any], step: int) -> tuple[str, int, Draws]:
         raise RecipeError(f'step {step}: the run has steps 0 to {units["total_steps"] - 1}')
     first_steps = stages.starts(config, **units)
     kind = data.kinds.at(step)
-    return kind, data.kinds.count(kind, step), data.draws(kind, stages.at(first_steps, step), first_steps)
+    return kind, data.kinds.count(kind, step), data.draws(kind, stages.at(first_steps, step), first_steps, units['total_steps'])
 
 
 class Corpus:

@@ -89,7 +89,8 @@ class Stream:
 
     def stats(self) -> dict[str, Any]:
         """How it goes: `wait_s`, `batches_ready`; `examples` made; `worker_s`, seconds that the threads of each worker took;
-        `buffer_bytes`, memory of the batches; `rss_bytes`, of this process, and of workers what is theirs alone (Linux only);
+        `buffer_bytes`, memory of the batches; `rss_bytes`, of this process, and of workers what is theirs alone, which is
+        `workers_rss_bytes` (Linux only);
         `requests`, `bytes`: what draws counts, if it does, since the stream began.
         """
         if self._turn.acquire(blocking=False):  # else whoever has it is listening
@@ -101,8 +102,9 @@ class Stream:
         work = self._makers.work()
         found = dict(wait_s=self.wait_s, batches_ready=self._makers.ready(), examples=sum(count for count, _ in work),
                      worker_s=[seconds for _, seconds in work], buffer_bytes=self._makers.nbytes)
-        if rss := _resident(self._makers.pids):
-            found['rss_bytes'] = rss
+        if own := _resident((os.getpid(),)):
+            found['workers_rss_bytes'] = _resident(self._makers.pids)
+            found['rss_bytes'] = own + found['workers_rss_bytes']
         counts = self._makers.counts()
         for key, now in self.draws.counts().items():
             found[key] = now - self._counts.get(key, 0) + counts.get(key, 0)
@@ -167,11 +169,11 @@ class _Threads:
 
 
 def _resident(pids: Sequence[int]) -> int:
-    """Bytes of memory of this process, and of others what they do not share; 0 where that is not to be known."""
+    """Bytes of memory: all of this process, of others what they do not share; 0 where that is not to be known."""
     if not Path('/proc/self/statm').exists():
         return 0
     total = 0
-    for pid in (os.getpid(), *pids):
+    for pid in pids:
         try:
             _, resident, shared, *_ = map(int, Path(f'/proc/{pid}/statm').read_text().split())
         except (OSError, ValueError):

@@ -157,7 +157,7 @@ def _data(run: Run) -> str:
                    f'<td>{count(noted, "surviving")}</td><td><code>{escape(str(noted.get("fingerprint", "")))}</code></td></tr>'
                    for name, noted in sorted(run.data.items()))
     head = '<tr><th>data set</th><th>source</th><th>examples</th><th>usable, as far as seen</th><th>content</th></tr>'
-    return f'<h2>Data</h2><div class="card"><table>{head}{rows}</table></div>' if rows else ''
+    return f'<h2>Data sets</h2><div class="card"><table>{head}{rows}</table></div>' if rows else ''
 
 
 def _lost(run: Run) -> str:

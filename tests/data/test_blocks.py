@@ -1,4 +1,6 @@
 """Blocks of a source, read at once and ahead: what is read, how often, and how much is kept."""
+import subprocess
+import sys
 import threading
 import time
 
@@ -58,6 +60,35 @@ def test_what_will_be_needed_is_read_while_nobody_waits():
     time.sleep(.2)
     began = time.perf_counter()
     assert cache[42]['value'] == 42 and time.perf_counter() - began < .04 and storage.reads == [(40, 50)]
+
+
+def test_bad_examples_do_not_keep_a_block():
+    storage, known = Storage(bad=(3,)), {7}
+    cache = BlockCache(storage, 10, most=4, skipped=lambda index: index in known)
+    for index in (*range(7), 8, 9, 4):  # 4 stands in for 3: asked for twice, and no block is read again for it
+        try:
+            cache[index]
+        except BadExample:
+            known.add(index)
+        if index == 9:
+            assert len(cache) == 0
+    assert storage.reads == [(0, 10), (0, 10)]
+
+
+def test_a_read_that_hangs_does_not_keep_the_process():
+    code = """
+import time
+from bigvlm.data.blocks import BlockCache
+class Hangs:
+    def __len__(self): return 100
+    def read(self, first, stop): time.sleep(60)
+cache = BlockCache(Hangs(), 10, 4)
+cache.want(3)
+time.sleep(.2)
+"""
+    began = time.perf_counter()
+    subprocess.run([sys.executable, '-c', code], check=True, timeout=50)
+    assert time.perf_counter() - began < 30
 
 
 def test_bad_examples_stay_single_and_failures_can_be_tried_again():

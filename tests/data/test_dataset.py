@@ -96,3 +96,12 @@ def test_a_bug_surfaces_with_the_example_named(workers):
 def test_wrong_recipes(spec, message):
     with pytest.raises(RecipeError, match=message):
         Dataset(spec, 'data.x')
+
+
+def test_recipes_know_the_fields_of_data_sets():
+    """recipe.py must not import the data libraries, so it says their defaults again."""
+    from bigvlm import recipe
+    from bigvlm.data.dataset import FIELDS
+    from bigvlm.data.datasets import MIX_FIELDS
+    assert dict(recipe._DATASET) == {key: value for key, value in FIELDS.items() if key != 'ops'}
+    assert {'mix', *dict(recipe._MIXTURE)} == set(MIX_FIELDS)

@@ -19,13 +19,13 @@ def memory(count, **fields):
     return dict(source=dict(name='tests.data.toy_data.memory', count=count), **fields)
 
 
-def draws(data, batch=8, name='train', seed=0, firsts=(0,), stage=0, sets=({},)):
+def draws(data, batch=8, name='train', seed=0, firsts=(0,), stage=0, sets=({},), end=None):
     config = dict(data=data, seed=seed, stages=tuple(
         dict(set=change, **({'until': 1} if i < len(sets) - 1 else {})) for i, change in enumerate(sets)))
     opened = []
     for staged in stages_lib.configs(config):
         opened.append(Datasets(staged, {}, opened[-1] if opened else None))
-    return Draws(opened, name, batch, firsts, stage)
+    return Draws(opened, name, batch, firsts, stage, end=end)
 
 
 def drawn(found, first, stop):
@@ -187,6 +187,40 @@ def test_a_mixture_reads_each_block_once(homogeneous, monkeypatch):
         assert sum(reads.values()) < 1.25 * used / 16 + 2 * 2 * 512 / 16, sum(reads.values()) * 16 / used
 
 
+def test_small_members_leave_the_large_ones_mixing_as_it_is():
+    large = memory(100_000, order='blocks', block=16, pool=4096)
+    alone = draws(dict(train=large), 256)
+    mixed = draws(dict(web=large, shop=memory(120, order='blocks', block=16), train=dict(mix=dict(web=1, shop='.001'))), 256)
+    blocks = [{found.at(5, row)[2] // 16 for row in range(256) if found.at(5, row)[0] != 'shop'} for found in (alone, mixed)]
+    assert len(blocks[1]) > .8 * len(blocks[0]) > 100
+
+
+def test_a_new_member_does_not_disturb_the_epoch_of_the_others():
+    data = dict(web=memory(3000, order='blocks', block=8, pool=256), new=memory(200, order='blocks', block=8),
+                train=dict(mix=dict(web=1)))
+    seen = Counter()
+    for stage, (first, stop) in enumerate(((0, 40), (40, 75))):
+        found = draws(data, 32, firsts=(0, 40), stage=stage, sets=({}, {'data.train.mix': dict(web=1, new='.1')}), end=75)
+        seen.update(found.at(number, row)[1:] for number in range(first, stop) for row in range(32) if found.at(number, row)[0] == 'web')
+    assert max(seen.values()) == 1 and len(seen) > 2000
+
+
+def test_a_run_that_ends_within_a_stretch_has_seen_all_it_could():
+    found = draws(dict(train=memory(1000, order='blocks', block=4, pool=64)), 32, end=31)
+    assert len({found.at(number, row) for number in range(31) for row in range(32)}) == 31 * 32 and found._segment.lanes[''].span > 1
+    assert len({found.at(number, row)[2] for number in range(31) for row in range(32)}) == 31 * 32  # of 1,000: no second epoch yet
+
+
+def test_an_order_cannot_change_within_a_run():
+    with pytest.raises(RecipeError, match=r"stages.1: data.train.block is 64 here and 4 before; it cannot change within a run"):
+        draws(dict(train=memory(50, order='blocks')), firsts=(0, 5), stage=1, sets=({'data.train.block': 4}, {}))
+
+
+def test_max_bad_holds_for_the_whole_run():
+    with pytest.raises(RecipeError, match='data.train.max_bad: 0.5 in one stage and 0.01 in another'):
+        draws(dict(train=memory(50)), firsts=(0, 5), stage=1, sets=({'data.train.max_bad': .5}, {}))
+
+
 def test_a_union_takes_every_example_of_all_once_an_epoch():
     data = dict(a=memory(50), b=memory(30), train=dict(mix=('a', 'b')))
     found = draws(data, 8)
@@ -207,7 +241,7 @@ def test_stages_share_the_open_source_and_what_it_lost():
     found = draws(dict(train=memory(20)), firsts=(0, 5), stage=1, sets=({'data.train.ops': ({'name': 'tests.data.toy_data.noise'},)}, {}))
     assert len(found.datasets) == 1 and found.datasets['train'].ops == ()
     opened = [Datasets(dict(data=dict(train=memory(20)), seed=0), {})]
-    opened.append(Datasets(dict(data=dict(train=memory(20, max_bad=.5)), seed=0), {}, opened[0]))
+    opened.append(Datasets(dict(data=dict(train=memory(20, order='blocks')), seed=0), {}, opened[0]))
     assert opened[0]('train').source is opened[1]('train').source and opened[0]('train').lost_log is opened[1]('train').lost_log
 
 
@@ -215,7 +249,9 @@ def test_stages_share_the_open_source_and_what_it_lost():
     (dict(train=dict(mix=dict(a=1))), r"data.train.mix: 'a' is no data set with a source \(there are: none\)"),
     (dict(a=memory(3), train=dict(mix=dict(a=0))), r'mix.a: the weight of a member is a positive number, found 0'),
     (dict(a=memory(3), train=dict(mix=dict(a=1), ops=())), r'data.train.ops: unknown field of a mixture'),
-    (dict(a=memory(3), train=dict(mix={})), r'data.train.mix: name at least one'),
+    (dict(a=memory(3), train=dict(mix={})), r'data.train.mix: name data sets, each once.*found {}'),
+    (dict(w=memory(3), train=dict(mix='w')), r"data.train.mix: name data sets, each once.*found 'w'"),
+    (dict(train=memory(3, number=-1)), r'data.train.number: a whole number from 0'),
     (dict(train=memory(3, order='random')), r"data.train.order: 'random' is none of shuffle, blocks"),
     (dict(train=memory(3, order='blocks', block=0)), r'data.train.block: a positive number of examples, found 0'),
     (dict(train=memory(3, shard=1)), r'data.train.shard: unknown field'),

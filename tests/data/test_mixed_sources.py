@@ -31,7 +31,8 @@ def config(tmp_path_factory):
         (home / 'pets' / name).mkdir(parents=True)
         for i in range(4):
             (home / 'pets' / name / f'{i}.jpg').write_bytes(encoded(pixels=picture(seed=i)))
-    common = (dict(name='decode'), dict(name='random_resized_crop', size=24), dict(name='tokenize', length=8), dict(name='keep', keys=('image', 'text')))
+    common = (dict(name='decode'), dict(name='random_resized_crop', size=24), dict(name='tokenize', length=8),
+              dict(name='keep', keys=('image', 'text')))
     prompt = dict(name='prompt', templates=('a photo of a {}', 'a {}'))
     data = dict(
         web=dict(source=dict(name='webdataset', files=f'{home}/web-*.tar'), ops=common, max_bad=.5, order='blocks', block=4, pool=16),

@@ -8,7 +8,7 @@ from typing import Any
 
 from bigvlm.core.parts import RecipeError
 from bigvlm.data import storage
-from bigvlm.data.bad import BadExample
+from bigvlm.data.bad import BadExample, usable
 from bigvlm.data.cache import cache_dir, fresh, locked
 from bigvlm.data.sources._text_rows import SEPARATORS, TextRows
 
@@ -32,6 +32,7 @@ class Table:
         self._captions = tuple(filter(None, (captions,) if isinstance(captions, str) else captions))
         self._columns = tuple(filter(None, (image, *self._captions, label, *self._extra)))
         self._rows = _rows(self._urls)
+        self.reads_together = not image or self._urls[0].lower().endswith('.parquet')  # images beside a table are read one by one
         self._check_columns()
         self.name = files if isinstance(files, str) else ','.join(files)
         self.io, self.damage = self._rows.io, getattr(self._rows, 'damage', {})
@@ -45,14 +46,14 @@ class Table:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return _good(self.read(index, index + 1)[0])
+        return usable(self.read(index, index + 1)[0])
 
     def read(self, first: int, stop: int) -> list[dict[str, Any] | BadExample]:
         """Examples first..stop-1: the rows by one request per file or row group, images beside the table one by one."""
         found: list[dict[str, Any] | BadExample] = []
         for number, row in enumerate(self._rows.read(first, stop, self._columns), first):
             try:
-                found.append(self._example(number, _good(row)))
+                found.append(self._example(number, usable(row)))
             except BadExample as bad:
                 found.append(bad)
         return found
@@ -62,7 +63,7 @@ class Table:
         self._rows.locate(index)
         if not self._captions:
             return ()
-        return self._texts(_good(self._rows.read(index, index + 1, self._captions)[0]))
+        return self._texts(usable(self._rows.read(index, index + 1, self._captions)[0]))
 
     def describe(self, index: int) -> str:
         """'products.csv[17]': the 17th row after the header, from 0."""
@@ -149,12 +150,6 @@ def _rows(urls: Sequence[str]) -> Any:
     except ModuleNotFoundError as error:
         raise RecipeError(f'files: parquet is read by pyarrow, which is not installed ({error}): pip install pyarrow') from None
     return ParquetRows(urls)
-
-
-def _good(row: Any) -> dict[str, Any]:
-    if isinstance(row, BadExample):
-        raise row
-    return row
 
 
 def _listed(cell: Any) -> Sequence[Any]:
