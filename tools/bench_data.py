@@ -11,7 +11,8 @@ those bytes: bicubic with antialiasing, and then, where the filter can be had, t
 * bare: simplejpeg, crop and Pillow's resize (OpenCV's for bilinear) over bytes in memory, in 1 thread and in as many as ours
 * bigvlm: the stream of webdataset tars that the trainer reads, uint8, captions tokenised by SentencePiece
 * open_clip: its own loader and training transform (float32, normalised), a worker per core, captions by the same SentencePiece
-* tf.data: TFRecords of the same bytes, decode_and_crop_jpeg and tf.image.resize, uint8, captions not tokenised
+* tf.data: TFRecords of the same bytes, decode_and_crop_jpeg and tf.image.resize, uint8, captions by the same SentencePiece (not
+  with --bpe)
 
 Every competitor is a process of its own on the same cores, stopped while it is not its turn. CPU time is that of the process
 and all its children, so that ratios hold on a busy machine too; the first turn of each does not count.
@@ -192,6 +193,20 @@ def sentences(options, torch):
     return tokenizer
 
 
+def token_rows(options):
+    import numpy as np
+    import sentencepiece
+    model = sentencepiece.SentencePieceProcessor(model_file=str(options.folder / 'captions.model'))
+
+    def tokens(captions):
+        found = np.zeros((len(captions), LENGTH), np.int32)
+        for row, caption in zip(found, captions):
+            ids = [*model.encode(caption.decode()), model.eos_id()][:LENGTH]
+            row[:len(ids)] = ids
+        return found
+    return tokens
+
+
 def tf_data(options):
     os.environ.update(TF_CPP_MIN_LOG_LEVEL='3', CUDA_VISIBLE_DEVICES='')
     import tensorflow as tf
@@ -215,7 +230,11 @@ def tf_data(options):
     threads = tf.data.Options()
     threads.threading.private_threadpool_size = options.threads
     found = tf.data.TFRecordDataset(path).shuffle(1000).repeat().map(example, tf.data.AUTOTUNE, deterministic=True)
-    batches = found.batch(options.batch, drop_remainder=True).prefetch(2).with_options(threads).as_numpy_iterator()
+    found = found.batch(options.batch, drop_remainder=True)
+    if not options.bpe:
+        tokens = token_rows(options)
+        found = found.map(lambda image, caption: (image, tf.numpy_function(tokens, [caption], tf.int32)))
+    batches = found.prefetch(2).with_options(threads).as_numpy_iterator()
 
     def step():
         images, _ = next(batches)

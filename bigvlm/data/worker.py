@@ -66,7 +66,11 @@ def serve(fd: int) -> None:
     faulthandler.enable()  # a crash in a decoder says where
     pipe = connection.Connection(fd)
     try:
-        _Server(pipe, pipe.recv()).run()
+        server = _Server(pipe, pipe.recv())
+    except EOFError:
+        os._exit(0)
+    try:
+        server.run()
     except (EOFError, OSError):
         os._exit(0)  # whatever the threads are at
 

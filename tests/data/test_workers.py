@@ -77,9 +77,9 @@ def test_what_is_counted():
     used.close()
     made = 5 * 8 + 2 * 2 * 2  # and for the first two batches one example of each thread or so, to learn how large they are
     assert 5 * 8 <= stats['examples'] <= made and 5 * 8 <= stats['requests'] <= made and stats['bytes'] == 10 * stats['requests']
-    assert len(stats['worker_s']) == 2 and min(stats['worker_s']) > 0 and stats['batches_ready'] == 1
+    assert len(stats['worker_s']) == 2 and min(stats['worker_s']) > 0 and stats['batches_ready'] >= 1
     assert stats['rss_bytes'] > 60 << 20 and stats['buffer_bytes'] >= sum(b['image'].nbytes for b in kept)
-    assert used.draws.datasets['train'].lost_log.items == {'broken': ['toy:5', 'toy:6']}
+    assert {reason: sorted(items) for reason, items in used.draws.datasets['train'].lost_log.items.items()} == {'broken': ['toy:5', 'toy:6']}
 
 
 def test_too_many_bad_examples_in_all_processes_together_stop_the_run():
