@@ -271,7 +271,7 @@ def _moment_spec(field: str, shape: tuple[int, ...], of_param: tuple[int, ...], 
     # optax averages v_row over the largest dimension and v_col over the second largest, by argsort.
     averaged = int(np.argsort(of_param)[-2 if field.endswith('v_col') else -1])
     if shape != of_param[:averaged] + of_param[averaged + 1:]:
-        return P()  # the placeholder of a moment that is not kept
+        return P()  # optax keeps one number in place of a moment that it does not need
     axes = [*spec, *[None] * (len(of_param) - len(spec))]
     return P(*axes[:averaged], *axes[averaged + 1:])
 

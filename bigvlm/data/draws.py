@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bigvlm.data.bad import Lost
 from bigvlm.core.parts import RecipeError
 from bigvlm.data.dataset import Dataset, Example
 from bigvlm.data.datasets import Datasets
@@ -99,10 +98,6 @@ class Draws:
         for dataset in self.datasets.values():
             if dataset.blocks is not None:
                 dataset.blocks.close()
-
-    @property
-    def lost_logs(self) -> dict[str, Lost]:
-        return {name: dataset.lost_log for name, dataset in self.datasets.items()}
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """What a run has left in its work directory, read so that no half-written or missing file stops the report."""
 
+import contextlib
 import dataclasses
 import json
 import re
@@ -103,10 +104,8 @@ def _metrics(path: Path) -> tuple[dict[str, Curve], Curve, int]:
 
 def _lines(text: str) -> tuple[list[Any], int]:
     lines = [line for line in text.split('\n') if line.strip()]
-    try:
+    with contextlib.suppress(ValueError):  # then line by line
         return json.loads(f'[{",".join(lines)}]'), 0  # all at once is several times as fast
-    except ValueError:
-        pass
     entries, bad = [], 0
     for line in lines:
         try:

@@ -79,7 +79,8 @@ def test_what_is_counted():
     assert 5 * 8 <= stats['examples'] <= made and 5 * 8 <= stats['requests'] <= made and stats['bytes'] == 10 * stats['requests']
     assert len(stats['worker_s']) == 2 and min(stats['worker_s']) > 0 and stats['batches_ready'] >= 1
     assert stats['rss_bytes'] > 60 << 20 and stats['buffer_bytes'] >= sum(b['image'].nbytes for b in kept)
-    assert {reason: sorted(items) for reason, items in used.draws.datasets['train'].lost_log.items.items()} == {'broken': ['toy:5', 'toy:6']}
+    lost = used.draws.datasets['train'].lost_log.items
+    assert {reason: sorted(items) for reason, items in lost.items()} == {'broken': ['toy:5', 'toy:6']}
 
 
 def test_too_many_bad_examples_in_all_processes_together_stop_the_run():

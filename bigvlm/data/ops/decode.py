@@ -65,7 +65,7 @@ def pixels(data: bytes, exif: bool = False, least: int | None = None, max_pixels
         try:
             image_HWC = _fast_jpeg(data, least, max_pixels)
         except ValueError:
-            pass  # CMYK, or damaged: Pillow tells
+            image_HWC = None  # CMYK, or damaged: Pillow tells
     if image_HWC is None:
         image_HWC = _by_pillow(data, least, max_pixels)
     return _upright(image_HWC, data) if exif else image_HWC
