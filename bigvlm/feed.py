@@ -91,11 +91,13 @@ class Feeds:
         self.close()
         self.stage = stage
         rows = mesh_lib.process_rows(self.mesh, self.batch)
-        for kind in self.data.kinds.weights:
-            draws = self.data.draws(kind, stage, self.first_steps, self.total_steps)
+        drawn = {kind: self.data.draws(kind, stage, self.first_steps, self.total_steps) for kind in self.data.kinds.weights}
+        self._ios = {id(io): io for draws in drawn.values() for d in draws.datasets.values()
+                     if (io := getattr(d.source, 'io', None)) is not None}
+        self._counted_before = self._counted()
+        for kind, draws in drawn.items():
             stream = Stream(draws, self.batch, self.data.kinds.count(kind, step), rows, **self.loader)
             self._open[kind] = Feed(draws, stream, self.mesh, self.batch)
-        self._counted_before = self._counted()
 
     def scalars(self) -> dict[str, float]:
         """What is worth a curve: memory, storage requests and bytes an example, padding, unusable examples by data set."""
@@ -124,8 +126,7 @@ class Feeds:
         return {key: now[key] - self._counted_before[key] for key in now}
 
     def _counted(self) -> dict[str, int]:
-        datasets = [d for feed in self._open.values() for d in feed.draws.datasets.values()]
-        ios = {id(io): io for d in datasets if (io := getattr(d.source, 'io', None)) is not None}.values()
+        ios = self._ios.values()
         return {'requests': sum(io.requests for io in ios), 'bytes': sum(io.bytes for io in ios)}
 
     def close(self) -> None:

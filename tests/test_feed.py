@@ -38,7 +38,7 @@ def test_each_kind_goes_through_its_batches_and_a_shared_source_is_counted_once(
         assert ids.tolist() == [[0, draws.at(data.kinds.count(kind, step), row)[2]] for row in range(8)]
         assert np.array_equal(batch['id'], ids)
     scalars = found.scalars()
-    assert scalars['data/requests_per_example'] < 1.5 and scalars['data/rss_gib'] > 0 and found.wait_s > 0
+    assert .9 < scalars['data/requests_per_example'] < 1.5 and scalars['data/rss_gib'] > 0 and found.wait_s > 0
     found.close()
 
 

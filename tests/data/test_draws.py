@@ -297,3 +297,11 @@ def test_an_example_is_the_same_in_any_order():
                 by_order[order_name][found.at(number, row)[1:]] = example['noise'], example['drawn'], example['id'].tolist()
         found.close()
     assert by_order['shuffle'] == by_order['blocks'] and len(by_order['blocks']) == 96
+
+
+def test_blocks_of_the_next_window_are_read_ahead():
+    found = draws(dict(train=memory(4000, order='blocks', block=8, pool=64)), 8)
+    found.example(0, 0)
+    blocks = found.datasets['train'].blocks
+    assert len(blocks) == 2  # the example's own, and one that the next window needs
+    found.close()
