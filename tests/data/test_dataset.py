@@ -105,3 +105,8 @@ def test_recipes_know_the_fields_of_data_sets():
     from bigvlm.data.datasets import MIX_FIELDS
     assert dict(recipe._DATASET) == {key: value for key, value in FIELDS.items() if key != 'ops'}
     assert {'mix', *dict(recipe._MIXTURE)} == set(MIX_FIELDS)
+
+
+def test_data_sets_of_other_numbers_draw_otherwise():
+    drawn = [Dataset(spec(count=6) | dict(number=number), 'data.train').example(3)['noise'] for number in (0, 1, 0)]
+    assert drawn[0] == drawn[2] != drawn[1]
