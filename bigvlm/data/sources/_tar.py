@@ -12,6 +12,7 @@ _LONGEST_HEADER = 1 << 20  # bytes of a long name or PAX record; more is damage
 _LONGEST_END = 1 << 20  # bytes of closing zeros; more are the end of a download that was broken off
 _PIECE = 1 << 20  # bytes looked at together where much is looked at
 _AHEAD = 8 << 20  # bytes of one request of a Stream
+_BLANK, _ADLER = b' ' * 8, 65_521
 
 Read = Callable[[int, int], bytes]  # (offset, size) -> so many bytes, fewer at the end
 
@@ -138,7 +139,8 @@ class Stream:
 def _header(block: bytes) -> _Header | None:
     """What a header block says, or None if its sum is wrong or a number none."""
     said = _number(block[148:156])
-    if said is None or said != sum(block) - sum(block[148:156]) + 8 * ord(' '):
+    # The low half of Adler-32 is 1 + the sum of the bytes modulo 65521: ten times as fast as sum().
+    if said is None or (said + 1 - (zlib.adler32(block[:148] + _BLANK + block[156:]) & 0xffff)) % _ADLER:
         return None
     kind = block[156:157]
     size = 0 if kind in b'123456' else _number(block[124:136])
