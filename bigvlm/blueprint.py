@@ -13,6 +13,7 @@ import numpy as np
 
 from bigvlm import model as model_lib, optim, recipe, step as step_lib
 from bigvlm.core import durations, layout as layout_lib, mesh as mesh_lib, paths
+from bigvlm.core.parts import RecipeError
 from bigvlm.nn import augment
 from bigvlm.state import State, abstract_variables, example_batch, expected_shapes, initializer, shardings
 
@@ -57,7 +58,8 @@ class Placed:
     def step(self, kind: str):
         """``step(state, batch) -> (state, metrics)``, jitted; what no objective of this kind reaches gets no update."""
         p = self.plan
-        reached = step_lib.reached_modules(p.model, kind, p.shapes[kind], p.abstract.params, p.abstract.collections)
+        reached = step_lib.reached_modules(p.model, kind, p.shapes[kind], p.abstract.params, p.abstract.collections,
+                                           p.config['batch'])
         step = step_lib.make(p.model, p.optimizer, self.stored, p.config, kind, reached, p.sources.get(kind))
         return step_lib.jit(step, self.mesh, self.shardings)
 
@@ -77,12 +79,26 @@ class Placed:
         return layout_lib.table(flat, self.stored, self.mesh, step_lib.parameter_columns(self.plan.optimizer))
 
 
+def check_norm_groups(config: Mapping[str, Any], model: model_lib.Model) -> None:
+    """Raises RecipeError for towers whose batch norm would see other groups with micro-batches than without."""
+    piece = config['batch'] // config['micro']
+    for name, build in model.towers.items():
+        tower = build()
+        if not hasattr(tower, 'bn_group') or tower.bn_frozen or config['micro'] == 1:
+            continue
+        whole = tower.bn_group * tower.bn_blocks
+        if not whole or piece % whole:
+            raise RecipeError(f'towers.{name}.bn_group: found {tower.bn_group} (bn_blocks {tower.bn_blocks}) with micro-batches of {piece}; '
+                              f'valid: bn_group · bn_blocks a divisor of {piece}, or micro=1')
+
+
 def make(config: Mapping[str, Any], *, examples_per_epoch: int, shapes: Mapping[str, Any] | None = None,
          model: model_lib.Model | None = None, sources: Mapping[str, Mapping[int, str]] | None = None) -> Blueprint:
     """Of a resolved recipe. Raises RecipeError for whatever can be found wrong without data and devices."""
     model = model or model_lib.from_config(config)
     shapes = shapes or {kind: expected_shapes(model, kind) for kind in config['kinds']}
     augment.check(config['augment'], shapes)
+    check_norm_groups(config, model)
     params, _ = abstract_variables(model, shapes)
     units = dict(batch=config['batch'], examples_per_epoch=examples_per_epoch)
     units['total_steps'] = durations.steps(config['steps'], what='steps', **units)

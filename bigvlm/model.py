@@ -1,4 +1,4 @@
-"""The model of a recipe: towers and objectives side by side, and the rounds over them.
+"""The model of a recipe: towers, fusion, decoders and objectives side by side, and the rounds over them.
 
 B examples of the global batch, P pairs of a second round.
 """
@@ -19,10 +19,15 @@ from bigvlm.nn import augment as augment_lib
 from bigvlm.nn.random import example_keys
 
 
+PARTS = ('towers', 'fusion', 'decoders', 'objectives')  # the recipe's groups of modules
+_PREPARE = zlib.crc32(b'prepare')
+
+
 class Encode:
     """``encode(tower, key)``: the Encoded of ``batch[key]``; each (tower, key, options) runs once in a trace, whoever asks.
 
-    Keyed by names, not by arrays: two slices of one array would be two arrays. XLA does not merge repeated forwards.
+    Keyed by names, not by arrays: two slices of one array would be two arrays. XLA does not merge repeated forwards. An
+    option that is a string is a batch key, too, and the tower gets what is there: ``encode('image', 'image', masked='patch_mask')``.
     """
 
     def __init__(self, model: 'Model', batch: Mapping[str, Any], key, train: bool):
@@ -33,28 +38,47 @@ class Encode:
         if asked not in self.memo:
             if tower not in self.model.towers:
                 raise RecipeError(f'objectives: there is no tower {tower!r} (towers: {", ".join(self.model.towers)})')
-            keys_B = None
-            if self.train and self.key is not None:
-                keys_B = example_keys(self.key, self.batch['id'], zlib.crc32(key.encode()))
+            given = {name: paths.look_up(self.batch, value) if isinstance(value, str) else value for name, value in options.items()}
             try:
-                self.memo[asked] = getattr(self.model, tower)(paths.look_up(self.batch, key), keys_B=keys_B, train=self.train, **options)
+                self.memo[asked] = getattr(self.model, tower)(paths.look_up(self.batch, key), keys_B=self.keys(key), train=self.train,
+                                                              **given)
             except RecipeError as e:  # the tower named its field; the recipe's key is known here
                 raise RecipeError(f'towers.{tower}.{e}' if str(e).split(':')[0] in vars(getattr(self.model, tower)) else str(e)) from None
         return self.memo[asked]
 
+    def part(self, name: str) -> nn.Module:
+        """The recipe's fusion or decoder of this name, to be called on what towers gave."""
+        if name not in {**self.model.fusion, **self.model.decoders}:
+            raise RecipeError(f'objectives: there is no fusion or decoder {name!r} (fusion: {", ".join(self.model.fusion) or "none"}; '
+                              f'decoders: {", ".join(self.model.decoders) or "none"})')
+        return getattr(self.model, name)
+
+    def tower(self, name: str) -> nn.Module:
+        """A tower itself, for calls that are nobody else's: steps of a generation."""
+        return getattr(self.model, name)
+
+    def keys(self, what: str):
+        """One random key per example for the use that ``what`` names; None where nothing is drawn (evaluation, initialisation)."""
+        if not self.train or self.key is None:
+            return None
+        return example_keys(self.key, self.batch['id'], zlib.crc32(what.encode()))
+
 
 class Model(nn.Module):
-    """All learned parts. ``towers`` and ``objectives`` map an instance name, which is its parameter path, to its maker.
+    """All learned parts. Each group maps an instance name, which is its parameter path, to its maker.
 
     ``augment`` has the steps that images under a batch key go through in training (``nn/augment``).
     """
     towers: Mapping[str, Callable[[], nn.Module]]
     objectives: Mapping[str, Callable[[], nn.Module]]
     augment: Mapping[str, tuple[augment_lib.Step, ...]] = dataclasses.field(default_factory=dict)
+    fusion: Mapping[str, Callable[[], nn.Module]] = dataclasses.field(default_factory=dict)
+    decoders: Mapping[str, Callable[[], nn.Module]] = dataclasses.field(default_factory=dict)
 
     def setup(self):
-        for name, make in (*self.towers.items(), *self.objectives.items()):
-            setattr(self, name, make())
+        for group in PARTS:
+            for name, make in getattr(self, group).items():
+                setattr(self, name, make())
 
     def active(self, kind: str) -> list[str]:
         """The objectives that serve batches of this kind."""
@@ -108,6 +132,26 @@ class Model(nn.Module):
         """The objective's unit-norm embeddings of what the batch holds (images, texts or both), without randomness."""
         return getattr(self, objective).embed(Encode(self, batch, None, False), batch)
 
+    def measure(self, batch, objective: str):
+        """One objective's loss and metrics of a batch, without randomness; for a teacher it gets its own features."""
+        part, given = getattr(self, objective), {}
+        features = part.features(Encode(self, batch, None, False), batch)
+        if hasattr(part, 'features2'):
+            pairs = {**part.pairs(features, part.select(features)), 'id': batch['id']}
+            given['features2'] = part.features2(Encode(self, pairs, None, False), pairs)
+        if getattr(part, 'teacher', ''):
+            given['teacher'] = features
+        loss, metrics = part.loss(features, **given)
+        return {'loss': loss, **metrics}
+
+    def call(self, batch, objective: str, method: str):
+        """What a method ``(encode, batch)`` of an objective gives, without randomness: reconstructions, the start of a caption."""
+        return getattr(getattr(self, objective), method)(Encode(self, batch, None, False), batch)
+
+    def advance(self, ids_B, index, state, objective: str):
+        """One token more of the texts that an objective generates -> (logits [B, V], state)."""
+        return getattr(self, objective).advance(Encode(self, {}, None, False), ids_B, index, state)
+
     def score(self, image_MD, text_ND, objective: str):
         """[M, D], [N, D] -> the objective's similarities [M, N]."""
         return getattr(self, objective).score(image_MD, text_ND)
@@ -125,22 +169,25 @@ class Model(nn.Module):
 
 
 def from_config(config: Mapping[str, Any], **overrides: Any) -> Model:
-    """The model of a recipe, checked, before any device is touched. ``overrides``: fields of the towers that give them."""
-    makers: dict[str, dict[str, Callable]] = {'towers': {}, 'objectives': {}}
+    """The model of a recipe, checked, before any device is touched. ``overrides``: fields of the parts, but objectives, that have them."""
+    makers: dict[str, dict[str, Callable]] = {group: {} for group in PARTS}
     for group, made in makers.items():
-        if not config[group]:
+        specs = config.get(group, {})
+        if not specs and group in ('towers', 'objectives'):
             raise RecipeError(f'{group}: the recipe has none')
-        for name, spec in config[group].items():
+        for name, spec in specs.items():
             where = f'{group}.{name}'
-            if not name.isidentifier() or hasattr(Model, name) or name in (*Model.__dataclass_fields__, *makers['towers']):
+            taken = {*Model.__dataclass_fields__, *(other for before in makers.values() for other in before)}
+            if not name.isidentifier() or hasattr(Model, name) or name in taken:
                 raise RecipeError(f'{where}: this name is taken or is not an identifier')
             spec = parts.freeze(spec)
-            if group == 'towers' and overrides:
-                known = parts.fields(parts.find('bigvlm.towers', spec.get('name', ''), where))
+            if group != 'objectives' and overrides:
+                known = parts.fields(parts.find(f'bigvlm.{group}', spec.get('name', ''), where))
                 spec |= {field: value for field, value in overrides.items() if field in known}
             made[name] = parts.bind(f'bigvlm.{group}', spec, where)
             _check(made[name], where)
-    model = Model(makers['towers'], makers['objectives'], augment_lib.build(config.get('augment', {})))
+    model = Model(makers['towers'], makers['objectives'], augment_lib.build(config.get('augment', {})), makers['fusion'],
+                  makers['decoders'])
     _check_references(makers)
     return model
 
@@ -157,10 +204,31 @@ def _check(make: Callable, where: str) -> None:
 def _check_references(makers) -> None:
     for name, make in makers['objectives'].items():
         objective = make()
-        for field in ('image_tower', 'text_tower'):
-            tower = getattr(objective, field, '') or getattr(objective, field.removesuffix('_tower'), None)
-            if tower is not None and tower not in makers['towers']:
+        for field, tower in towers_of(objective).values():
+            if tower not in makers['towers']:
                 raise RecipeError(f'objectives.{name}.{field}: there is no tower {tower!r} (towers: {", ".join(makers["towers"])})')
+
+
+def towers_of(objective: nn.Module) -> dict[str, tuple[str, str]]:
+    """{batch key: (field, tower)} that an objective encodes: its ``towers()`` if it says so, else by its fields ``image``,
+    ``text`` and ``image_tower``, ``text_tower``."""
+    if hasattr(objective, 'towers'):
+        return objective.towers()
+    found = {}
+    for field in ('image', 'text'):
+        key = getattr(objective, field, None)
+        if key is not None:
+            found[key] = f'{field}_tower', getattr(objective, f'{field}_tower', '') or key
+    return found
+
+
+def prepare(model: Model, batch: Mapping[str, Any], key, kind: str) -> Mapping[str, Any]:
+    """The global batch after what objectives do to it as a whole, before the rounds and without gradient: mixing images, say."""
+    for name, make in model.objectives.items():
+        objective = make()
+        if hasattr(objective, 'prepare') and kind in getattr(objective, 'kinds', ('pairs',)):
+            batch = objective.prepare(batch, jax.random.fold_in(key, zlib.crc32(name.encode())))
+    return batch
 
 
 def rounds(model: Model, key, kind: str, second: bool) -> Rounds:
@@ -177,10 +245,14 @@ def rounds(model: Model, key, kind: str, second: bool) -> Rounds:
         (value, metrics), updated = call('loss')(params, collections, features, features2, teachers)
         return value, (metrics, updated)
 
+    def prepared(batch):
+        return prepare(model, batch, jax.random.fold_in(key, _PREPARE), kind)
+
+    first = prepared if any(hasattr(make(), 'prepare') for make in model.objectives.values()) else None
     if not second:
-        return Rounds(features, loss)
+        return Rounds(features, loss, prepare=first)
     return Rounds(
-        features, loss,
+        features, loss, prepare=first,
         select=lambda *args: call('select')(*args)[0],
         pairs=lambda *args: call('pairs')(*args)[0],
         features2=lambda params, collections, pairs: call('features2')(params, collections, pairs, key))

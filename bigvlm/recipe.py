@@ -32,6 +32,8 @@ DEFAULTS: dict[str, Any] = {
     'kinds': {'pairs': {'data': 'train', 'weight': 1}},  # batch kinds; weight: batches out of the sum of weights
     'tokenizers': {},
     'towers': {},
+    'fusion': {},                      # modules over the tokens of several towers, which objectives name
+    'decoders': {},
     'objectives': {},
     'data': {},
     'loader': {'workers': 0, 'processes': 0, 'prefetch': 4,  # threads (0: as many as cores), of each process if any; batches held ready
@@ -51,7 +53,7 @@ DEFAULTS: dict[str, Any] = {
 }
 _DATASET = (('max_bad', .01), ('number', 0), ('order', 'shuffle'), ('block', 64), ('pool', 16_384))  # data.Dataset's own defaults
 _MIXTURE = (('homogeneous', False),)
-_OPEN = ('about', 'kinds', 'tokenizers', 'towers', 'objectives', 'data', 'evals', 'optim', 'ema',
+_OPEN = ('about', 'kinds', 'tokenizers', 'towers', 'fusion', 'decoders', 'objectives', 'data', 'evals', 'optim', 'ema',
          'augment')  # keyed by the recipe
 
 
@@ -169,7 +171,8 @@ def complete(config: ConfigDict) -> ConfigDict:
 
 def part_specs(config: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
     """(package, where in the recipe, spec) of every part that has a key of its own."""
-    for group, package in (('towers', 'bigvlm.towers'), ('objectives', 'bigvlm.objectives'), ('evals', 'bigvlm.evals'),
+    for group, package in (('towers', 'bigvlm.towers'), ('fusion', 'bigvlm.fusion'), ('decoders', 'bigvlm.decoders'),
+                           ('objectives', 'bigvlm.objectives'), ('evals', 'bigvlm.evals'),
                            ('tokenizers', 'bigvlm.data.tokenizers')):
         for name, spec in config[group].items():
             yield package, f'{group}.{name}', spec

@@ -1,5 +1,6 @@
 """The state of a run: everything that is trained, carried or drawn from, saved together."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec as P
 
 from bigvlm import optim
 from bigvlm.core import layout as layout_lib, mesh as mesh_lib, paths
-from bigvlm.model import Model
+from bigvlm.model import Model, prepare, towers_of
 
 
 @struct.dataclass
@@ -45,11 +46,7 @@ def expected_shapes(model: Model, kind: str) -> dict[str, tuple[tuple[int, ...],
         objective = make()
         if kind not in getattr(objective, 'kinds', ('pairs',)):
             continue
-        for field in ('image', 'text'):
-            key = getattr(objective, field, None)
-            if key is not None:
-                tower = getattr(objective, f'{field}_tower', '') or key
-                shapes[key] = model.towers[tower]().example()
+        shapes |= {key: model.towers[tower]().example() for key, (_, tower) in towers_of(objective).items()}
         if getattr(objective, 'target', '') == 'labels':
             shapes['label'] = ((), 'int32')
         if hasattr(objective, 'example'):  # keys that no tower reads
@@ -60,8 +57,12 @@ def expected_shapes(model: Model, kind: str) -> dict[str, tuple[tuple[int, ...],
 def abstract_variables(model: Model, kinds: Mapping[str, Mapping[str, Any]]) -> tuple[Any, Any]:
     """(params, collections) as ShapeDtypeStructs; nothing is computed. ``kinds``: {kind: {key: (shape, dtype)}}."""
     batches = {kind: example_batch(shapes, smallest_batch()) for kind, shapes in kinds.items()}
-    variables = dict(jax.eval_shape(lambda key, b: model.init(key, b, method='init_all'), jax.random.key(0), batches))
+    variables = dict(jax.eval_shape(functools.partial(_variables, model), jax.random.key(0), batches))
     return variables.pop('params'), variables
+
+
+def _variables(model: Model, key, batches: Mapping[str, Any]) -> Mapping[str, Any]:
+    return model.init(key, {kind: prepare(model, batch, key, kind) for kind, batch in batches.items()}, method='init_all')
 
 
 def initializer(model: Model, optimizer: optim.Optimizer, kinds: Mapping[str, Mapping[str, Any]], ema: Mapping[str, float]):
@@ -70,7 +71,7 @@ def initializer(model: Model, optimizer: optim.Optimizer, kinds: Mapping[str, Ma
         batches = {kind: {key: np.zeros((smallest_batch(), *shape), dtype) for key, (shape, dtype) in shapes.items()}
                    for kind, shapes in kinds.items()}
         init_key, run_key = jax.random.split(jax.random.key(seed))
-        variables = dict(model.init(init_key, batches, method='init_all'))
+        variables = dict(_variables(model, init_key, batches))
         params = variables.pop('params')
         trainable, _ = optim.split(params, optimizer.trainable)
         return State(step=jnp.zeros((), jnp.int32), params=params, opt=optimizer.tx.init(trainable),
@@ -87,5 +88,13 @@ def shardings(state: State, stored: layout_lib.Layout, mesh) -> State:
         params=paths.unflatten(stored.shardings(mesh, flat)),
         opt=optim.state_shardings(state.opt, flat, moments, mesh),
         ema={name: {path: NamedSharding(mesh, moments[path]) for path in values} for name, values in state.ema.items()},
-        collections=jax.tree.map(lambda _: mesh_lib.replicated(mesh), state.collections),
+        collections={name: jax.tree.map(functools.partial(_collection_sharding, name, mesh), arrays)
+                     for name, arrays in state.collections.items()},
         key=mesh_lib.replicated(mesh))
+
+
+def _collection_sharding(collection: str, mesh, array) -> NamedSharding:
+    """Queues keep whole batches, [batches, B, …], each example where the batch has it; the rest is small and everywhere."""
+    if collection == 'queue' and len(array.shape) > 1:
+        return NamedSharding(mesh, P(None, mesh_lib.batch_axes(mesh)))
+    return mesh_lib.replicated(mesh)

@@ -86,7 +86,7 @@ def _of_trainable(rounds: rounds_lib.Rounds, frozen: Mapping[str, Any]) -> round
     """The same rounds as functions of the trainable parameters: what is frozen costs no backward pass."""
     def whole(function):
         return None if function is None else lambda trainable, *args: function(optim.merge(trainable, frozen), *args)
-    return rounds_lib.Rounds(*map(whole, rounds))
+    return rounds_lib.Rounds(*map(whole, rounds[:-1]), prepare=rounds.prepare)
 
 
 def _teachers(model: Model, kind: str) -> set[str]:
@@ -103,26 +103,32 @@ def jit(step: Callable, mesh, state_shardings: State):
                    out_shardings=(state_shardings, mesh_lib.replicated(mesh)), donate_argnums=0)
 
 
-def reached_modules(model: Model, kind: str, shapes: Mapping[str, Any], params: Any, collections: Any) -> set[str]:
-    """The top-level modules that the objectives of this kind touch, found by tracing them abstractly."""
-    touched = set()
+def reached_modules(model: Model, kind: str, shapes: Mapping[str, Any], params: Any, collections: Any,
+                    batch: int) -> set[str]:
+    """The top-level modules that the objectives of this kind touch, found by tracing them abstractly on the global batch.
+
+    Those of weight 0, which a stage or an ablation has switched off, reach nothing: their gradient is 0, and weight decay and momentum
+    alone would move what only they use.
+    """
+    model, touched = model.clone(objectives={name: make for name, make in model.objectives.items() if make().weight}), set()
 
     def record(call, args, kwargs, context):
-        if context.module.path:
+        if context.module.scope is not None and context.module.path:  # methods of unbound ones touch no parameter
             touched.add(context.module.path[0])
         return call(*args, **kwargs)
 
     def run(params, collections, batch):
         rounds = model_lib.rounds(model, jax.random.key(0), kind, model_lib.has_second_round(model, kind))
+        batch = rounds.prepare(batch) if rounds.prepare is not None else batch
         features, collections = rounds.features(params, collections, batch)
         features2 = None
         if rounds.features2 is not None:
             pairs = rounds.pairs(params, collections, features, rounds.select(params, collections, features))
             features2, collections = rounds.features2(params, collections, pairs)
         return rounds.loss(params, collections, features, features2, {name: features for name in _teachers(model, kind)})
-    no_mesh = jax.sharding.AbstractMesh((), ())  # so that two examples are enough, and no exchange is chosen for them
+    no_mesh = jax.sharding.AbstractMesh((), ())  # so that no exchange is chosen
     with nn.intercept_methods(record), jax.sharding.use_abstract_mesh(no_mesh):
-        jax.eval_shape(run, params, collections, example_batch(shapes, 2))
+        jax.eval_shape(run, params, collections, example_batch(shapes, batch))
     return touched
 
 

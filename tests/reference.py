@@ -9,6 +9,8 @@ import math
 
 import numpy as np
 
+from bigvlm.nn.sizes import dims
+
 
 def flat(tree, prefix=''):
     """{path: leaf} of nested dicts."""
@@ -188,7 +190,7 @@ def map_head(x_LW, p, heads, eps):
 
 def vit(image_HWC, p, tower):
     """(pooled, tokens, [layers]) of one image by the fields of ``tower``."""
-    _, depth, _, heads = tower.dims()
+    _, depth, _, heads = dims(tower)
     grid = tuple(n // tower.patch for n in image_HWC.shape[:2])
     x_LW = dense(patches(image_HWC, tower.patch, tower.mean, tower.std), p['patch_embed'])
     stored = (tower.image // tower.patch,) * 2
@@ -215,7 +217,7 @@ def vit(image_HWC, p, tower):
 
 def text(ids_L, p, tower):
     """(pooled, tokens, [layers]) of one text by the fields of ``tower``."""
-    _, depth, _, heads = tower.dims()
+    _, depth, _, heads = dims(tower)
     real_L = [int(i) != tower.pad_id for i in ids_L]
     x_LW = np.array([p['embed']['embedding'][i] + p['position'][at] for at, i in enumerate(ids_L)])
     tokens, layers = transformer(x_LW, p['encoder'], heads, depth, tower.activation, tower.norm_eps, tower.causal,

@@ -179,7 +179,7 @@ def test_what_a_kind_does_not_reach_gets_no_update_at_all():
         if '/text/' in name or 'contrast' in name:
             np.testing.assert_array_equal(old, new, err_msg=name)
     assert step_lib.reached_modules(
-        s.plan.model, 'images', shapes['images'], s.plan.abstract.params, s.plan.abstract.collections) == {'image', 'distil'}
+        s.plan.model, 'images', shapes['images'], s.plan.abstract.params, s.plan.abstract.collections, 16) == {'image', 'distil'}
 
 
 def test_a_missing_batch_key_is_named():

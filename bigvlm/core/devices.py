@@ -5,6 +5,10 @@ its error); those marked 'datasheet' are what the vendor prints, of which a run 
 """
 
 import dataclasses
+import resource
+import sys
+from collections.abc import Iterable
+from typing import Any
 
 GIB = 2 ** 30
 
@@ -65,3 +69,14 @@ def peak_flops(device_kind: str) -> float | None:
     other = next((peak for name, peak in _OTHER_PEAKS if name in device_kind.lower()), None)
     known = chip(device_kind)
     return other or (known.flops if known else None)
+
+
+def peak_memory(devices: Iterable[Any]) -> dict[str, float]:
+    """The most bytes in use at once since the process began, as far as it can be known.
+
+    ``host_memory_peak``: the process's resident memory. ``device_memory_peak``: of the fullest of these devices; left out where the
+    platform does not tell (a CPU, whose arrays are in host memory).
+    """
+    kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 / 1024 if sys.platform == 'darwin' else 1)
+    peaks = [stats['peak_bytes_in_use'] for d in devices if 'peak_bytes_in_use' in (stats := d.memory_stats() or {})]
+    return {'host_memory_peak': kibibytes * 1024.} | ({'device_memory_peak': float(max(peaks))} if peaks else {})

@@ -34,12 +34,14 @@ class Rounds(NamedTuple):
             when there is no second round.
         pairs: (params, collections, features, selection) -> pairs; a differentiable gather over the global batch.
         features2: (params, collections, pairs) -> (features2, collections).
+        prepare: (batch) -> batch, before everything, once, on the global batch; no gradient. None to leave it as it is.
     """
     features: Callable
     loss: Callable
     select: Callable | None = None
     pairs: Callable | None = None
     features2: Callable | None = None
+    prepare: Callable | None = None
 
 
 def value_and_grad(rounds: Rounds, params: Any, collections: Any, batch: Any, *, micro: int = 1, teacher: Callable | None = None):
@@ -48,6 +50,9 @@ def value_and_grad(rounds: Rounds, params: Any, collections: Any, batch: Any, *,
     ``teacher``: features of the batch under other parameters, as ``teacher(features_of)`` with ``features_of(params)``
     computing them without gradient, micro-batched like the rest.
     """
+    if rounds.prepare is not None:
+        batch = jax.lax.stop_gradient(rounds.prepare(batch))
+
     def features_of(other_params):
         return jax.lax.stop_gradient(_forward(rounds.features, other_params, collections, batch, micro)[0])
 
@@ -101,11 +106,18 @@ def _forward(function, params, collections, inputs, micro):
     """``function`` over the micro-batches in turn -> (outputs in global order, collections)."""
     if micro == 1:
         return function(params, collections, inputs)
-    def body(collections, piece):
-        outputs, collections = function(params, collections, piece)
-        return collections, outputs
-    collections, outputs = jax.lax.scan(body, collections, _cut(inputs, micro))
-    return _join(outputs), collections
+    start = _averaged(collections)
+    def body(carried, piece):
+        outputs, updated = function(params, carried, piece)
+        return {**updated, **start}, (outputs, _averaged(updated))
+    collections, (outputs, found) = jax.lax.scan(body, collections, _cut(inputs, micro))
+    return _join(outputs), {**collections, **jax.tree.map(lambda old, new: old + (new - old).mean(0), start, found)}
+
+
+def _averaged(collections):
+    """The running statistics of batch norm: each micro-batch moves what the step began with, and the mean of what they
+    make of it counts, which is one update by the mean of all groups, whatever ``micro`` is. Others are carried from one to the next."""
+    return {name: collections[name] for name in ('batch_stats',) if name in collections}
 
 
 def _backward(function, params, collections, inputs, cotangents, gradient, micro, inputs_too=True):
@@ -127,7 +139,8 @@ def _backward(function, params, collections, inputs, cotangents, gradient, micro
                 return _split(outputs)[0], updated
             _, vjp, updated = jax.vjp(outputs_of, own, floats, has_aux=True)
             d_params, d_floats = vjp(d_outputs)
-            return (updated, jax.tree.map(jnp.add, gradient, d_params)), (d_floats if inputs_too else None)
+            carried = {**updated, **_averaged(collections)}
+            return (carried, jax.tree.map(jnp.add, gradient, d_params)), (d_floats if inputs_too else None)
         (_, total), d_floats = jax.lax.scan(body, (collections, jax.tree.map(jnp.zeros_like, own)), pieces)
         return jax.lax.psum(total, axes) if axes else total, d_floats
 

@@ -12,7 +12,7 @@ from typing import Any
 from bigvlm.core import durations
 from bigvlm.core.parts import RecipeError, freeze
 
-_MAY_SET = ('augment', 'data', 'micro', 'objectives', 'towers')
+_MAY_SET = ('augment', 'data', 'decoders', 'fusion', 'micro', 'objectives', 'towers')
 
 
 def configs(config: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:

@@ -79,7 +79,9 @@ class Attention(nn.Module):
     implementation: str = 'auto'
 
     @nn.compact
-    def __call__(self, query_BTW, key_BSW=None, mask_BS=None):
+    def __call__(self, query_BTW, key_BSW=None, mask_BS=None, cache=None, index=None):
+        """With ``cache``, the keys and values [B, S, N, H] of the tokens before number ``index``, ``query_BTW`` is the one token of
+        that number, T = 1; returns (output, the cache with it). Otherwise the output alone."""
         key_BSW = query_BTW if key_BSW is None else key_BSW
         width = query_BTW.shape[-1]
         if width % self.heads:
@@ -89,7 +91,13 @@ class Attention(nn.Module):
             y_BLW = nn.Dense(width, self.bias, self.dtype, kernel_init=self.kernel_init, name=name)(x_BLW)
             return rearrange(checkpoint_name(y_BLW, 'qkv'), 'b l (n h) -> b l n h', n=self.heads)
 
-        x_BTNH = attend(project('query', query_BTW), project('key', key_BSW), project('value', key_BSW),
-                        mask_BS=mask_BS, causal=self.causal, implementation=self.implementation)
+        query_BTNH, key_BSNH, value_BSNH = project('query', query_BTW), project('key', key_BSW), project('value', key_BSW)
+        if cache is not None:
+            cache = key_BSNH, value_BSNH = tuple(jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), index, axis=1)
+                                                 for old, new in zip(cache, (key_BSNH, value_BSNH)))
+            mask_BS = jnp.broadcast_to(jnp.arange(key_BSNH.shape[1]) <= index, key_BSNH.shape[:2])
+        x_BTNH = attend(query_BTNH, key_BSNH, value_BSNH, mask_BS=mask_BS, causal=self.causal and cache is None,
+                        implementation=self.implementation if cache is None else 'xla')
         x_BTW = checkpoint_name(rearrange(x_BTNH, 'b t n h -> b t (n h)'), 'context')
-        return nn.Dense(width, self.bias, self.dtype, kernel_init=self.out_init, name='out')(x_BTW)
+        x_BTW = nn.Dense(width, self.bias, self.dtype, kernel_init=self.out_init, name='out')(x_BTW)
+        return x_BTW if cache is None else (x_BTW, cache)

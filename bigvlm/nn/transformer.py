@@ -1,4 +1,4 @@
-"""The pre-norm transformer shared by towers: scanned over layers, rematerialised by choice.
+"""The transformer shared by towers, pre-norm or post-norm: scanned over layers, rematerialised by choice.
 
 B batch, L tokens, W width, M hidden width of the MLP.
 """
@@ -50,6 +50,8 @@ INITS: dict[str, Callable] = {
     # CLIP's text transformer (openai/CLIP, initialize_parameters).
     'clip': lambda width, depth: tuple(nn.initializers.normal(s) for s in (
         width ** -.5, width ** -.5 * (2 * depth) ** -.5, (2 * width) ** -.5, width ** -.5 * (2 * depth) ** -.5)),
+    # BERT (google-research/bert, initializer_range): within two standard deviations.
+    'bert': lambda width, depth: (nn.initializers.truncated_normal(.02),) * 4,
 }
 
 
@@ -106,7 +108,12 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """One pre-norm block. Called by ``nn.scan``: carry the tokens, and the layer's number comes in."""
+    """One block. Called by ``nn.scan``: carry the tokens, and the layer's number comes in.
+
+    ``post_norm``: BERT's, whose norms follow the residual sums, instead of norms of what the branches read. ``cross``: it attends
+    to a context, too, after itself: with a norm of the context and an MLP of its own if ``cross_mlp`` (CoCa as open_clip has
+    it), else without (the decoder of Vaswani et al., arXiv 1706.03762).
+    """
     heads: int
     hidden: int
     depth: int
@@ -119,27 +126,52 @@ class Block(nn.Module):
     collect: bool
     dtype: Any
     implementation: str
+    post_norm: bool = False
+    cross: bool = False
+    cross_mlp: bool = False
 
     @nn.compact
-    def __call__(self, x_BLW, layer, keys_B, mask_BL):
+    def __call__(self, x_BLW, layer, keys_B, mask_BL, cache=None, context_BSW=None, context_mask_BS=None, index=None):
         qkv, out, fc1, fc2 = choose(INITS, self.init_scheme, 'init_scheme')(x_BLW.shape[-1], self.depth)
         norm = functools.partial(nn.LayerNorm, epsilon=self.norm_eps, dtype=self.dtype)
-        rate = self.drop_path * layer / max(1, self.depth - 1)  # grows linearly with depth, as DeiT
+        rate = self.drop_path * jnp.float32(layer) / max(1, self.depth - 1)  # grows linearly with depth, as DeiT
 
         def add(x_BLW, branch_BLW, site):
-            place = layer * 4 + site
+            """Sites 0 and 1 are self-attention and MLP; those of the cross-attention, 2 and 3, draw after all layers'."""
+            place = layer * 4 + site % 2 + (site // 2) * 4 * self.depth
             branch_BLW = dropout(branch_BLW, self.dropout, keys_B, place)
             if self.drop_path:
                 branch_BLW = drop_path(branch_BLW, rate, keys_B, place + 2)
             return x_BLW + branch_BLW
 
+        def residual(x_BLW, branch, norm, site):
+            return norm(add(x_BLW, branch(x_BLW), site)) if self.post_norm else add(x_BLW, branch(norm(x_BLW)), site)
+
         x_BLW = mesh.constrain_batch(x_BLW)
-        attention = Attention(self.heads, qkv, out, self.causal, dtype=self.dtype, implementation=self.implementation, name='attention')
-        x_BLW = add(x_BLW, attention(norm(name='norm1')(x_BLW), mask_BS=mask_BL), 0)
+        attention = functools.partial(Attention, self.heads, qkv, out, dtype=self.dtype, implementation=self.implementation)
+        mlp = functools.partial(Mlp, self.hidden, self.activation, fc1, fc2, self.dtype)
+
+        def itself(x_BLW):
+            nonlocal cache
+            attend = attention(causal=self.causal, name='attention')
+            if cache is None:
+                return attend(x_BLW, mask_BS=mask_BL)
+            x_BLW, cache = attend(x_BLW, cache=cache, index=index)
+            return x_BLW
+
+        def context(x_BLW):
+            keys_BSW = norm(name='norm_context')(context_BSW) if self.cross_mlp else context_BSW
+            return attention(name='cross')(x_BLW, keys_BSW, mask_BS=context_mask_BS)
+
+        x_BLW = residual(x_BLW, itself, norm(name='norm1'), 0)
         x_BLW = checkpoint_name(x_BLW, 'attended')
-        mlp = Mlp(self.hidden, self.activation, fc1, fc2, self.dtype, name='mlp')
-        x_BLW = mesh.constrain_batch(add(x_BLW, mlp(norm(name='norm2')(x_BLW)), 1))
-        return x_BLW, (x_BLW if self.collect else None)
+        if self.cross and not self.cross_mlp:
+            x_BLW = residual(x_BLW, context, norm(name='norm_cross'), 2)
+        x_BLW = mesh.constrain_batch(residual(x_BLW, mlp(name='mlp'), norm(name='norm2'), 1))
+        if self.cross_mlp:
+            x_BLW = residual(x_BLW, context, norm(name='norm_cross'), 2)
+            x_BLW = mesh.constrain_batch(residual(x_BLW, mlp(name='mlp_cross'), norm(name='norm_cross_mlp'), 3))
+        return x_BLW, (x_BLW if self.collect else None, cache)
 
 
 def used(module: type[nn.Module], parent: nn.Module, name: str, dtype: Any, *, scanned: bool = False) -> type[nn.Module]:
@@ -153,7 +185,8 @@ def used(module: type[nn.Module], parent: nn.Module, name: str, dtype: Any, *, s
 class Transformer(nn.Module):
     """``depth`` blocks, scanned, and a last norm: [B, L, W] -> ([B, L, W], {layer: [B, L, W]}).
 
-    The parameters of all blocks are stacked on a leading axis under ``blocks``.
+    The parameters of all blocks are stacked on a leading axis under ``blocks``. ``post_norm`` blocks end with a norm of
+    their own, so there is no last one. ``cross``, ``cross_mlp``: see Block; the context is given in the call.
     """
     depth: int
     heads: int
@@ -168,23 +201,37 @@ class Transformer(nn.Module):
     remat: str = 'none'
     dtype: Any = jnp.float32
     implementation: str = 'auto'
+    post_norm: bool = False
+    cross: bool = False
+    cross_mlp: bool = False
 
     @nn.compact
-    def __call__(self, x_BLW, *, keys_B=None, mask_BL=None, layers=()):
+    def __call__(self, x_BLW, *, keys_B=None, mask_BL=None, layers=(), context_BSW=None, context_mask_BS=None, cache=None, index=None):
+        """-> (tokens, those after the ``layers`` asked for and, as it costs nothing, after the last block: -1). With ``cache``
+        (``empty_cache``) and ``index``, ``x_BLW`` is the one token of that number, and the new cache follows."""
         block = used(Block, self, 'blocks', self.dtype, scanned=True)
         rematerialise, policy = remat_policy(self.remat)
         if rematerialise:
             block = nn.remat(block, policy=policy, prevent_cse=False)
         blocks = nn.scan(block, variable_axes={'params': 0}, split_rngs={'params': True},
-                         in_axes=(0, nn.broadcast, nn.broadcast), length=self.depth)
+                         in_axes=(0, nn.broadcast, nn.broadcast, 0, *[nn.broadcast] * 3), length=self.depth)
         hidden = self.mlp_dim or round(x_BLW.shape[-1] * self.mlp_ratio)
-        x_BLW, all_layers = blocks(
+        x_BLW, (all_layers, new_cache) = blocks(
             heads=self.heads, hidden=hidden, depth=self.depth, activation=self.activation, init_scheme=self.init_scheme,
             norm_eps=self.norm_eps, causal=self.causal, dropout=self.dropout, drop_path=self.drop_path, collect=bool(layers),
-            dtype=self.dtype, implementation=self.implementation, name='blocks')(x_BLW, jnp.arange(self.depth), keys_B, mask_BL)
-        collected = {}
+            dtype=self.dtype, implementation=self.implementation, post_norm=self.post_norm,
+            cross=self.cross or self.cross_mlp, cross_mlp=self.cross_mlp, name='blocks')(
+                x_BLW, jnp.arange(self.depth), keys_B, mask_BL, cache, context_BSW, context_mask_BS, index)
+        collected = {-1: x_BLW}
         for i in layers:
             if not -self.depth <= i < self.depth:
                 raise RecipeError(f'layers: there is no layer {i} among {self.depth}')
             collected[i] = all_layers[i]
-        return nn.LayerNorm(epsilon=self.norm_eps, dtype=self.dtype, name='norm')(x_BLW), collected
+        normed_BLW = x_BLW if self.post_norm else nn.LayerNorm(epsilon=self.norm_eps, dtype=self.dtype, name='norm')(x_BLW)
+        return (normed_BLW, collected) if cache is None else (normed_BLW, collected, new_cache)
+
+
+def empty_cache(depth: int, batch: int, length: int, width: int, heads: int, dtype: Any) -> tuple[jax.Array, jax.Array]:
+    """Keys and values [depth, B, L, N, H] of no token yet, for ``Transformer``'s ``cache``."""
+    shape = (depth, batch, length, heads, width // heads)
+    return jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)

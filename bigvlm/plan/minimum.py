@@ -61,7 +61,8 @@ def _needed(what: str, kind: str, axes: tuple[str, ...], size: float, times: int
 def reached(placed: Placed, kind: str) -> set[str]:
     """The modules that a step on batches of ``kind`` touches: parameters of others move nothing."""
     plan = placed.plan
-    return step_lib.reached_modules(plan.model, kind, plan.shapes[kind], plan.abstract.params, plan.abstract.collections)
+    return step_lib.reached_modules(plan.model, kind, plan.shapes[kind], plan.abstract.params, plan.abstract.collections,
+                                    plan.config['batch'])
 
 
 def parameters(placed: Placed, modules: set[str]) -> Iterator[Needed]:
@@ -73,7 +74,7 @@ def parameters(placed: Placed, modules: set[str]) -> Iterator[Needed]:
     for path, x in flat.items():
         module = path.split('/')[0]
         if module in modules:
-            tower = config['towers'].get(module, {})
+            tower = {**config['towers'], **config['fusion'], **config['decoders']}.get(module, {})
             yield from _one(path, x, placed, shape, tower, config['micro'], module in trained, trainable[path])
 
 

@@ -3,7 +3,11 @@
 B batch, L tokens, W token width, D the pooled width, V vocabulary.
 """
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
+from einops import repeat
 from flax import linen as nn
 
 from bigvlm.core import layout
@@ -12,8 +16,8 @@ from bigvlm.nn import transformer
 from bigvlm.nn.embed import Embed
 from bigvlm.nn.encoded import Encoded
 from bigvlm.nn.random import EMBED_PLACE, dropout
-from bigvlm.nn.transformer import Transformer, choose, used
-from bigvlm.towers.vit import SIZES
+from bigvlm.nn.sizes import dims
+from bigvlm.nn.transformer import Transformer, choose, empty_cache, used
 
 
 class Text(nn.Module):
@@ -21,9 +25,11 @@ class Text(nn.Module):
 
     Fields:
         vocab, length: size of the vocabulary, and the number of learned positions (texts may be shorter, not longer).
-        size: one of vit.SIZES, or '' with ``width``, ``depth``, ``heads`` given; those override the size's.
+        size: one of nn.sizes.SIZES, or '' with ``width``, ``depth``, ``heads`` given; those override the size's.
         causal: CLIP's mask. pool: 'eot' (the first ``eot_id``), 'last', 'first', 'max' or 'mean' (over real tokens).
         mask_padding: whether attention ignores ``pad_id``; neither CLIP nor SigLIP does.
+        class_token: a learned token after the text, with the last position, which pools with pool='last' (CoCa: it sees the whole
+            text although that is causal; with mask_padding, no padding).
         out_dim: width of a last projection, 0 for none; ``out_bias`` its bias (SigLIP has one, CLIP has none).
     """
     vocab: int = 32_000
@@ -38,6 +44,7 @@ class Text(nn.Module):
     eot_id: int = 1
     pad_id: int = 1
     mask_padding: bool = False
+    class_token: bool = False
     out_dim: int = 0
     out_bias: bool = True
     activation: str = 'gelu_tanh'
@@ -49,20 +56,12 @@ class Text(nn.Module):
     dtype: str = 'bfloat16'
     attention: str = 'auto'
 
-    def dims(self) -> tuple[int, int, int, int]:
-        """(width, depth, MLP hidden width, heads)."""
-        sizes = choose(SIZES, self.size, 'size') if self.size else (0, 0, 0, 0)
-        width, depth, mlp_dim, heads = (own or size for own, size in zip((self.width, self.depth, self.mlp_dim, self.heads), sizes))
-        if not (width and depth and heads):
-            raise RecipeError(f'size: give one of {", ".join(SIZES)}, or width, depth and heads')
-        return width, depth, mlp_dim or 4 * width, heads
-
     def check(self) -> None:
         """Raises RecipeError for impossible fields; needs no device."""
-        width, _, _, heads = self.dims()
-        if width % heads:
-            raise RecipeError(f'heads: {heads} heads do not divide the width {width}')
+        dims(self)
         choose(dict.fromkeys(('eot', 'last', 'first', 'max', 'mean')), self.pool, 'pool')
+        if self.class_token and self.pool != 'last':
+            raise RecipeError(f"pool: a class token after the text pools with pool='last', found {self.pool!r}")
         if self.pool == 'eot' and not 0 <= self.eot_id < self.vocab:
             raise RecipeError(f'eot_id: {self.eot_id} is not a token of a vocabulary of {self.vocab}')
         if self.length < 1:
@@ -73,10 +72,16 @@ class Text(nn.Module):
         """(shape, dtype) of one input, for compiling without data."""
         return (self.length,), 'int32'
 
+    def cache(self, batch: int) -> Any:
+        """Of no token yet, for texts of at most ``length``."""
+        width, depth, _, heads = dims(self)
+        return empty_cache(depth, batch, self.length, width, heads, jnp.dtype(self.dtype))
+
     @nn.compact
-    def __call__(self, text_BL, *, mask=None, keys_B=None, train=False, layers=()):
+    def __call__(self, text_BL, *, mask=None, keys_B=None, train=False, layers=(), cache=None, index=None):
+        """With ``cache`` and ``index``, L = 1: the token of that number, of a causal tower; returns (its encoding, the cache)."""
         self.check()
-        width, depth, hidden, heads = self.dims()
+        width, depth, hidden, heads = dims(self)
         dtype = jnp.dtype(self.dtype)
         keys_B = keys_B if train else None
         if text_BL.shape[1] > self.length:
@@ -85,20 +90,30 @@ class Text(nn.Module):
         stored = layout.stored('/'.join((*self.path, 'embed', 'embedding')))
         embed = used(Embed, self, 'embed', dtype)(self.vocab, width, dtype, token_init, stored, name='embed')
         position_init = nn.initializers.normal(.01 if self.init_scheme == 'clip' else width ** -.5)
-        position_LW = self.param('position', position_init, (self.length, width))
-        x_BLW = embed(text_BL) + position_LW[:text_BL.shape[1]].astype(dtype)
+        position_LW = self.param('position', position_init, (self.length + self.class_token, width)).astype(dtype)
+        if cache is not None:
+            x_B1W = embed(text_BL) + jax.lax.dynamic_slice_in_dim(position_LW, index, 1)
+            x_B1W, collected, cache = self._blocks(depth, heads, hidden, dtype)(x_B1W, layers=layers, cache=cache, index=index)
+            return Encoded(None, x_B1W, None, collected), cache
+        x_BLW = embed(text_BL) + position_LW[:text_BL.shape[1]]
         mask_BL = text_BL != self.pad_id if mask is None else mask
+        if self.class_token:
+            token_W = self.param('class_token', token_init, (width,)).astype(dtype) + position_LW[-1]
+            x_BLW = jnp.concatenate([x_BLW, repeat(token_W, 'w -> b 1 w', b=x_BLW.shape[0])], axis=1)
+            mask_BL = jnp.pad(mask_BL, ((0, 0), (0, 1)), constant_values=True)
         x_BLW = dropout(x_BLW, self.dropout, keys_B, EMBED_PLACE)
-        encoder = Transformer(depth, heads, mlp_dim=hidden, activation=self.activation, init_scheme=self.init_scheme,
-                              norm_eps=self.norm_eps,
-                              causal=self.causal, dropout=self.dropout, drop_path=self.drop_path, remat=self.remat, dtype=dtype,
-                              implementation=self.attention, name='encoder')
+        encoder = self._blocks(depth, heads, hidden, dtype)
         x_BLW, collected = encoder(x_BLW, keys_B=keys_B, mask_BL=mask_BL if self.mask_padding else None, layers=layers)
         pooled_BD = self.pooled(x_BLW, text_BL, mask_BL)
         if self.out_dim:
             out_init = nn.initializers.normal(width ** -.5) if self.init_scheme == 'clip' else nn.initializers.lecun_normal()
             pooled_BD = used(nn.Dense, self, 'out', dtype)(self.out_dim, self.out_bias, dtype, kernel_init=out_init, name='out')(pooled_BD)
         return Encoded(pooled_BD, x_BLW, mask_BL, collected)
+
+    def _blocks(self, depth: int, heads: int, hidden: int, dtype) -> Transformer:
+        return Transformer(depth, heads, mlp_dim=hidden, activation=self.activation, init_scheme=self.init_scheme,
+                           norm_eps=self.norm_eps, causal=self.causal, dropout=self.dropout, drop_path=self.drop_path,
+                           remat=self.remat, dtype=dtype, implementation=self.attention, name='encoder')
 
     def pooled(self, x_BLW, text_BL, mask_BL):
         if self.pool == 'eot':

@@ -14,14 +14,9 @@ from bigvlm.nn import positions, transformer
 from bigvlm.nn.attention import Attention
 from bigvlm.nn.encoded import Encoded
 from bigvlm.nn.random import EMBED_PLACE, dropout, patch_dropout
+from bigvlm.nn.resampler import Resampler
+from bigvlm.nn.sizes import SIZES, dims
 from bigvlm.nn.transformer import Mlp, Transformer, choose, used
-
-# (width, depth, MLP hidden width, heads): ViT paper, "Scaling ViT" (2106.04560), So400m from SoViT (2305.13035), H/G as open_clip.
-SIZES = {
-    'mu': (32, 1, 128, 2), 'Ti': (192, 12, 768, 3), 'S': (384, 12, 1536, 6), 'M': (512, 12, 2048, 8), 'B': (768, 12, 3072, 12),
-    'L': (1024, 24, 4096, 16), 'So400m': (1152, 27, 4304, 16), 'H': (1280, 32, 5120, 16), 'g': (1408, 40, 6144, 16),
-    'G': (1664, 48, 8192, 16),
-}
 
 
 class MapHead(nn.Module):
@@ -50,11 +45,14 @@ class ViT(nn.Module):
         patch, image: patch side, and the image side whose grid learned positions are stored at (others are resampled).
         trim: whether images whose side is no multiple of the patch lose their last rows and columns of pixels, as under a strided
             convolution (SigLIP So400m/14 at 384 pixels sees 378); otherwise they are an error.
-        pool: 'cls' (a class token is added), 'gap' (mean of the tokens) or 'map' (attention pooling).
+        pool: 'cls' (a class token is added), 'gap' (mean of the tokens), 'map' (attention pooling with an MLP); CoCa's, whose
+            tokens are what ``queries`` learned queries of ``query_heads`` heads read from the patches: 'cascade', one more query
+            over them pools (the paper), or 'queries', one more beside them does (open_clip).
         out_dim: width of a last projection, 0 for none; ``out_bias`` its bias.
         position: 'learned' or 'sincos2d'.
         pre_norm: CLIP's norm before the blocks; ``patch_bias``: CLIP has none.
         patch_dropout: fraction of patches dropped in training (FLIP).
+        mask_token: has a learned vector that takes the place of patches masked in a call (BEiT, SimMIM).
         mean, std: normalisation of pixels in [0, 1], done here on the device.
         remat: what blocks keep for the backward pass, see transformer.remat_policy.
         dtype: of compute; parameters are float32.
@@ -64,6 +62,8 @@ class ViT(nn.Module):
     image: int = 224
     trim: bool = False
     pool: str = 'map'
+    queries: int = 256
+    query_heads: int = 0
     out_dim: int = 0
     out_bias: bool = True
     width: int = 0
@@ -79,28 +79,21 @@ class ViT(nn.Module):
     dropout: float = 0.
     drop_path: float = 0.
     patch_dropout: float = 0.
+    mask_token: bool = False
     mean: tuple[float, ...] = (.5, .5, .5)
     std: tuple[float, ...] = (.5, .5, .5)
     remat: str = transformer.KEPT
     dtype: str = 'bfloat16'
     attention: str = 'auto'
 
-    def dims(self) -> tuple[int, int, int, int]:
-        """(width, depth, MLP hidden width, heads)."""
-        sizes = choose(SIZES, self.size, 'size') if self.size else (0, 0, 0, 0)
-        width, depth, mlp_dim, heads = (own or size for own, size in zip((self.width, self.depth, self.mlp_dim, self.heads), sizes))
-        if not (width and depth and heads):
-            raise RecipeError(f'size: give one of {", ".join(SIZES)}, or width, depth and heads')
-        return width, depth, mlp_dim or 4 * width, heads
-
     def check(self) -> None:
         """Raises RecipeError for impossible fields; needs no device."""
-        width, _, _, heads = self.dims()
-        if width % heads:
-            raise RecipeError(f'heads: {heads} heads do not divide the width {width}')
+        width, *_ = dims(self)
         if self.patch < 1 or self.image < self.patch or self.image % self.patch and not self.trim:
             raise RecipeError(f'image: a side of {self.image} is not a multiple of the patch side {self.patch} (trim=True cuts it)')
-        choose(dict.fromkeys(('cls', 'gap', 'map')), self.pool, 'pool')
+        choose(dict.fromkeys(('cls', 'gap', 'map', 'queries', 'cascade')), self.pool, 'pool')
+        if self.queries < 1 or width % (self.query_heads or 1):
+            raise RecipeError(f'queries: {self.queries} queries, of {self.query_heads} heads (0: those of the blocks), cannot pool {width}')
         choose(dict.fromkeys(('learned', 'sincos2d')), self.position, 'position')
         if self.position == 'sincos2d':
             positions.check_sincos2d(width)
@@ -115,13 +108,21 @@ class ViT(nn.Module):
         return (self.image, self.image, len(self.mean)), 'uint8'
 
     @nn.compact
-    def __call__(self, image_BHWC, *, mask=None, keys_B=None, train=False, layers=()):
+    def __call__(self, image_BHWC, *, mask=None, keys_B=None, train=False, layers=(), masked=None, kept=None):
+        """``masked`` bool [B, L]: patches that are shown as the mask token; ``kept`` int [B, K]: the only patches that are shown
+        (MAE). Both count patches row by row, and only one may be given; no patch is dropped besides."""
         self.check()
-        width, depth, hidden, heads = self.dims()
+        if masked is not None and (kept is not None or not self.mask_token):
+            raise RecipeError('mask_token: masked patches need mask_token=True' if kept is None else
+                              'mask_token: patches cannot be masked and left out in one call')
+        width, depth, hidden, heads = dims(self)
         dtype = jnp.dtype(self.dtype)
         keys_B = keys_B if train else None
-        x_BLW = self.embed(image_BHWC, width, dtype)
-        x_BLW = patch_dropout(x_BLW, self.patch_dropout, keys_B)
+        x_BLW = self.embed(image_BHWC, masked, width, dtype)
+        if kept is not None:
+            x_BLW = jnp.take_along_axis(x_BLW, kept[:, :, None], axis=1)
+        elif masked is None:
+            x_BLW = patch_dropout(x_BLW, self.patch_dropout, keys_B)
         if self.pool == 'cls':
             scale = width ** -.5 if self.init_scheme == 'clip' else 0.
             token = self.param('class_token', nn.initializers.normal(scale), (width,))
@@ -136,14 +137,18 @@ class ViT(nn.Module):
                               dropout=self.dropout, drop_path=self.drop_path, remat=self.remat, dtype=dtype,
                               implementation=self.attention, name='encoder')
         x_BLW, collected = encoder(x_BLW, keys_B=keys_B, layers=layers)
-        pooled_BD = self.pooled(x_BLW, heads, hidden, dtype)
+        if self.pool in ('queries', 'cascade'):
+            pooled_BD, x_BLW = self.queried(x_BLW, heads, dtype)
+        else:
+            pooled_BD = self.pooled(x_BLW, heads, hidden, dtype)
+        features_BD = pooled_BD
         if self.out_dim:
             out_init = nn.initializers.normal(width ** -.5) if self.init_scheme == 'clip' else nn.initializers.lecun_normal()
             pooled_BD = used(nn.Dense, self, 'out', dtype)(self.out_dim, self.out_bias, dtype, kernel_init=out_init, name='out')(pooled_BD)
-        return Encoded(pooled_BD, x_BLW, None, collected)
+        return Encoded(pooled_BD, x_BLW, None, collected, features_BD)
 
-    def embed(self, image_BHWC, width: int, dtype):
-        """Normalises pixels, cuts patches (a strided convolution written as one matrix product) and adds positions."""
+    def embed(self, image_BHWC, masked_BL, width: int, dtype):
+        """Normalises pixels, cuts patches (a strided convolution written as one matrix product), masks, and adds positions."""
         if jnp.issubdtype(image_BHWC.dtype, jnp.integer):
             image_BHWC = image_BHWC.astype(jnp.float32) / 255.
         image_BHWC = (image_BHWC - jnp.asarray(self.mean, jnp.float32)) / jnp.asarray(self.std, jnp.float32)
@@ -156,6 +161,12 @@ class ViT(nn.Module):
         patches_BLP = rearrange(image_BHWC, 'b (r p) (c q) k -> b (r c) (p q k)', p=self.patch, q=self.patch)
         embed = used(nn.Dense, self, 'patch_embed', dtype)
         x_BLW = embed(width, self.patch_bias, dtype, name='patch_embed')(patches_BLP.astype(dtype))
+        if self.mask_token:
+            token_W = self.param('mask_token', nn.initializers.normal(.02), (width,)).astype(dtype)
+            if masked_BL is not None:
+                if masked_BL.shape != x_BLW.shape[:2]:
+                    raise RecipeError(f'patch: masks of {masked_BL.shape[1]} patches for images of {x_BLW.shape[1]}')
+                x_BLW = jnp.where(masked_BL[:, :, None], token_W, x_BLW)
         if self.position == 'sincos2d':
             return x_BLW + positions.sincos2d((rows, columns), width).astype(dtype)
         side = self.image // self.patch
@@ -168,3 +179,15 @@ class ViT(nn.Module):
         if self.pool == 'gap':
             return x_BLW.astype(jnp.float32).mean(axis=1).astype(dtype)
         return used(MapHead, self, 'map', dtype)(heads, hidden, self.norm_eps, dtype, self.attention, self.activation, name='map')(x_BLW)
+
+    def queried(self, x_BLW, heads: int, dtype):
+        """(pooled [B, W], tokens [B, queries, W]) by attentional pooling (CoCa, arXiv 2205.01917, section 3.2)."""
+        def read(name, queries, x_BLW):
+            resampler = used(Resampler, self, name, dtype)
+            return resampler(queries, self.query_heads or heads, norm_eps=self.norm_eps, dtype=dtype, implementation=self.attention,
+                             name=name)(x_BLW)
+        if self.pool == 'queries':
+            x_BQW = read('read', self.queries + 1, x_BLW)
+            return x_BQW[:, 0], x_BQW[:, 1:]
+        x_BQW = read('read', self.queries, x_BLW)
+        return read('cascade', 1, x_BQW)[:, 0], x_BQW

@@ -11,6 +11,7 @@ import reference
 
 from bigvlm.core.parts import RecipeError
 from bigvlm.nn.random import example_keys, patch_dropout
+from bigvlm.nn.sizes import dims
 from bigvlm.towers.vit import SIZES, ViT
 
 SMALL = dict(size='', width=8, depth=2, heads=2, patch=4, image=12, dtype='float32',
@@ -145,9 +146,9 @@ def test_size_of_so400m():
 
 def test_every_size_is_consistent_and_can_be_overridden():
     for size, (width, depth, mlp_dim, heads) in SIZES.items():
-        assert ViT(size=size).dims() == (width, depth, mlp_dim, heads) and width % heads == 0
-    assert ViT(size='B', depth=3).dims() == (768, 3, 3072, 12)
-    assert ViT(size='', width=64, depth=2, heads=4).dims() == (64, 2, 256, 4)
+        assert dims(ViT(size=size)) == (width, depth, mlp_dim, heads) and width % heads == 0
+    assert dims(ViT(size='B', depth=3)) == (768, 3, 3072, 12)
+    assert dims(ViT(size='', width=64, depth=2, heads=4)) == (64, 2, 256, 4)
     assert ViT(image=256).example() == ((256, 256, 3), 'uint8')
 
 
