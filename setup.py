@@ -30,11 +30,13 @@ setup(
         'sentencepiece',
         'simplejpeg',
         'tensorflow-datasets>=4.9.9',
+        'tokenizers',  # WordPiece
         'tqdm',
     ],
     extras_require={
         'cuda': ['jax[cuda12]'],
         'tpu': ['jax[tpu]'],
+        'parity': ['torch==2.13.0', 'torchvision==0.28.0', 'open_clip_torch==3.3.0', 'transformers'],  # what tests compare with
         'plan': ['jax[tpu]'],
         'log': ['tensorboardX', 'wandb'],
         'opencv': ['opencv-python-headless'],

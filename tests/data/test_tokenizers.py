@@ -100,7 +100,7 @@ def test_t5_known_ids():
 @given
 def test_clip_known_ids():
     tokenizer = ClipBpe(str(GIVEN / 'bpe_simple_vocab_16e6.txt.gz'))
-    assert tokenizer.size == 49408 and (tokenizer.sot_id, tokenizer.eot_id) == (49406, 49407)
+    assert tokenizer.size == 49408 and (tokenizer.bos_id, tokenizer.eot_id) == (49406, 49407)
     assert tokenizer(['a photo of a cat'], 9)[0].tolist() == [49406, 320, 1125, 539, 320, 2368, 49407, 0, 0]
     assert tokenizer(['a photo of a cat'], 4)[0].tolist() == [49406, 320, 1125, 49407]
     messy, clean = '  A Photo\n of &lt;a&gt; Café 12!!', 'a photo of <a> café 12!!'
@@ -182,7 +182,7 @@ def test_clip_words():
     starts = [*np.flatnonzero(tokenizer.word_starts(ids)[:end + 1])]
     assert [tokenizer.decode(ids[a:b]) for a, b in zip(starts, starts[1:])] == ['', 'zxqy', 'photo', ',', 'ok']
     assert starts[2] - starts[1] > 1
-    assert tokenizer.encode('a cat')[0] == tokenizer.sot_id and tokenizer.encode('a cat')[-1] == tokenizer.eot_id
+    assert tokenizer.encode('a cat')[0] == tokenizer.bos_id and tokenizer.encode('a cat')[-1] == tokenizer.eot_id
 
 
 def test_canonical_text_is_the_ops(small):

@@ -44,7 +44,7 @@ class ClipBpe:
         self._pieces, self._ids = pieces, {piece: i for i, piece in enumerate(pieces)}
         self._ranks = {pair: rank for rank, pair in enumerate(merges)}
         self._known: dict[str, list[int]] = {}  # words met before
-        self.sot_id, self.eot_id = len(pieces) - 2, len(pieces) - 1
+        self.bos_id, self.eot_id = len(pieces) - 2, len(pieces) - 1
         self.size, self.mask_id = with_extra(len(pieces), extra)
         self.extra = extra
 
@@ -58,7 +58,7 @@ class ClipBpe:
 
     def encode(self, text: str) -> list[int]:
         """The ids of a whole text with its start and end, however many they are."""
-        return [self.sot_id, *self._encode(text), self.eot_id]
+        return [self.bos_id, *self._encode(text), self.eot_id]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, up to the end of text; extra ids are left out."""
@@ -66,7 +66,7 @@ class ClipBpe:
         for i in map(int, ids):
             if i == self.eot_id:
                 break
-            if i != self.sot_id and i < len(self._pieces):
+            if i != self.bos_id and i < len(self._pieces):
                 pieces.append(self._pieces[i])
         values = {letter: value for value, letter in self._letters.items()}
         words = ''.join(pieces).replace(_END, ' ')
@@ -76,7 +76,7 @@ class ClipBpe:
     def special(self) -> np.ndarray:
         """bool [size], true for ids that stand for no text: start, end, padding and the extra ones."""
         special_V = np.zeros(self.size, bool)
-        special_V[[self.pad_id, self.sot_id, self.eot_id]] = True
+        special_V[[self.pad_id, self.bos_id, self.eot_id]] = True
         special_V[len(self._pieces):] = True
         return special_V
 
@@ -87,7 +87,7 @@ class ClipBpe:
     @functools.cached_property
     def _ends_word(self) -> np.ndarray:
         """bool [size]: nothing that follows these ids is of the same word."""
-        whole = [piece.endswith(_END) or i in (self.sot_id, self.eot_id) for i, piece in enumerate(self._pieces)]
+        whole = [piece.endswith(_END) or i in (self.bos_id, self.eot_id) for i, piece in enumerate(self._pieces)]
         return np.array(whole + [True] * self.extra)
 
     def _encode(self, text: str) -> list[int]:

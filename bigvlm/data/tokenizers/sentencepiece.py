@@ -22,7 +22,8 @@ class SentencePiece:
     """Texts to ids by the model at `model` (path or https URL, checked against `sha256`), or one trained here.
 
     `train_on` names a data set of the recipe whose captions train a model of at most `vocab` pieces, kept in the cache.
-    `bos`, `eos`: 'yes' or 'no'; eos may be 'sticky': then it also ends a text that is cut. `pad`: 'pad' or 'eos' fills
+    `bos`, `eos`: 'yes' or 'no'; bos may be 'eos', for models without a piece for it: a text begins with what ends it; eos may be
+    'sticky': then it also ends a text that is cut. `pad`: 'pad' or 'eos' fills
     up to the length (SigLIP: eos='sticky', pad='eos'). `lower` lowers the case (SigLIP 2), `canonicalize` removes ASCII
     punctuation too (SigLIP; what it does exactly: ops/canonicalize.py). `extra` ids follow the vocabulary, for masks and
     sentinels, as T5's 100 do: `mask_id` is the first of them, sentinels count down from the last.
@@ -33,8 +34,8 @@ class SentencePiece:
                  extra: int = 0, corpus: Callable[[str], Iterable[str]] | None = None):
         if bool(model) == bool(train_on):
             raise RecipeError('give either model (with sha256) or train_on (with vocab)')
-        if bos not in ('yes', 'no') or eos not in _ENDS or pad not in ('pad', 'eos'):
-            raise RecipeError(f'bos is yes or no, eos one of {", ".join(_ENDS)}, pad is pad or eos; '
+        if bos not in ('yes', 'no', 'eos') or eos not in _ENDS or pad not in ('pad', 'eos'):
+            raise RecipeError(f'bos is yes, no or eos, eos one of {", ".join(_ENDS)}, pad is pad or eos; '
                               f'found {bos}, {eos}, {pad}')
         if train_on and vocab < 8:
             raise RecipeError(f'vocab: the number of pieces to train, found {vocab}')
@@ -44,7 +45,9 @@ class SentencePiece:
             self._model = spm.SentencePieceProcessor(model_file=str(path))
         except (OSError, RuntimeError) as error:
             raise RecipeError(f'model: {path} is no SentencePiece model ({error})') from None
-        self._eos, self._bos = eos, self._special('bos', self._model.bos_id()) if bos == 'yes' else None
+        piece = {'yes': ('bos', self._model.bos_id), 'eos': ('eos', self._model.eos_id)}.get(bos)
+        self._eos, self._bos = eos, self._special(piece[0], piece[1]()) if piece else None
+        self.bos_id = self._bos
         self.eot_id = self._model.eos_id() if eos == 'no' else self._special('eos', self._model.eos_id())
         self.pad_id = self._special(pad, self._model.pad_id() if pad == 'pad' else self._model.eos_id())
         # A trained model may find fewer pieces than asked for; the embedding's size is what the recipe says.
@@ -70,8 +73,8 @@ class SentencePiece:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, up to the first end of text; padding and extra ids are left out."""
         pieces, kept = self._model.vocab_size(), []
-        for i in map(int, ids):
-            if i == self.eot_id:
+        for place, i in enumerate(map(int, ids)):
+            if i == self.eot_id and not (place == 0 and i == self._bos):
                 break
             if i not in (self.pad_id, self._bos) and i < pieces:
                 kept.append(i)
