@@ -64,10 +64,13 @@ def check(target: str, temperature: float, exchange_name: str, tile: int, dtype:
 
 
 def embed(encode: Callable, batch: Mapping[str, jax.Array], image: tuple[str, str], text: tuple[str, str]) -> dict:
-    """Unit embeddings ``image_BD``, ``text_BD`` of what the batch has; ``image``, ``text``: (tower, batch key)."""
+    """Unit embeddings ``image_BD``, ``text_BD`` of what the batch has; ``image``, ``text``: (tower, batch key). Beside an image's,
+    ``image_features_BD``, what the tower had before its projection, for probes."""
     sources = {'image_BD': image, 'text_BD': text}
-    return {name: unit(encode(tower, key).pooled_BD) for name, (tower, key) in sources.items()
-            if paths.find(batch, key) is not None}
+    encoded = {name: encode(tower, key) for name, (tower, key) in sources.items() if paths.find(batch, key) is not None}
+    found = {name: unit(one.pooled_BD) for name, one in encoded.items()}
+    features_BD = getattr(encoded.get('image_BD'), 'features_BD', None)
+    return found if features_BD is None else found | {'image_features_BD': features_BD}
 
 
 def features(encode: Callable, batch: Mapping[str, jax.Array], image: tuple[str, str], text: tuple[str, str],
@@ -75,7 +78,7 @@ def features(encode: Callable, batch: Mapping[str, jax.Array], image: tuple[str,
     """Both embeddings and, where ``target`` needs one, the side array ``side_B``."""
     for _, key in (image, text):
         paths.look_up(batch, key)
-    found = embed(encode, batch, image, text)
+    found = {name: x for name, x in embed(encode, batch, image, text).items() if name != 'image_features_BD'}
     side = POSITIVES[target].side
     return found if side is None else found | {'side_B': side(batch, text[1])}
 
