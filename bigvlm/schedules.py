@@ -5,7 +5,7 @@ from 0 and may be traced; the last step of a run of T steps is T−1.
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -42,6 +42,32 @@ def cosine(step, run: Run):
     return run.end + (1. - run.end) * .5 * (1. + jnp.cos(jnp.pi * run.progress(step)))
 
 
+def cosine_restarts(step, run: Run, *, cycles: int = 10):
+    """``cycles`` half cosines to ``end`` of equal length, each from the peak (Loshchilov and Hutter, arXiv 1608.03983;
+    CLOOB has 10)."""
+    if not isinstance(cycles, int) or isinstance(cycles, bool) or cycles < 1:
+        raise RecipeError(f'optim.schedule.cycles: {cycles!r} must be a whole number, at least 1')
+    # In whole steps, so that no rounding decides on which step a cycle begins.
+    length, done = max(run.total - run.warmup, 1), jnp.maximum(step - run.warmup, 0)
+    part = jnp.where(done >= length, 1., done * cycles % length / length)
+    return run.end + (1. - run.end) * .5 * (1. + jnp.cos(jnp.pi * part))
+
+
+def step_decay(step, run: Run, *, milestones: Sequence[tuple[str | int, float]] = ()):
+    """The peak rate times the factors of the ``milestones``, (duration from the run's start, factor), that are past."""
+    if not milestones or any(not isinstance(m, tuple) or len(m) != 2 for m in milestones):
+        raise RecipeError(f"optim.schedule.milestones: {milestones!r} (valid: pairs of a duration and a factor, such as "
+                          "(('50%', .1), ('75%', .1)))")
+    if run.end:
+        raise RecipeError('optim.schedule.end: step_decay ends where its factors lead; leave it 0')
+    left = jnp.ones((), jnp.float32)
+    for place, (duration, factor) in enumerate(milestones):
+        if not isinstance(factor, (int, float)) or factor < 0:
+            raise RecipeError(f'optim.schedule.milestones.{place}: the factor {factor!r} must be a number, at least 0')
+        left = left * jnp.where(step >= run.steps(f'milestones.{place}', duration), factor, 1.)
+    return left
+
+
 def rsqrt(step, run: Run, *, timescale: str | int = '10000 steps', cooldown: str | int = '0 steps'):
     """1/sqrt(1 + (steps after warm-up) / timescale), and a linear cool-down to ``end`` (Zhai et al., arXiv 2106.04560,
     as in big_vision)."""
@@ -61,7 +87,7 @@ def wsd(step, run: Run, *, cooldown: str | int = '20%', shape: str = 'linear'):
     return run.end + (1. - run.end) * (left if shape == 'linear' else 1. - jnp.sqrt(1. - left))
 
 
-SCHEDULES = {f.__name__: f for f in (constant, linear, cosine, rsqrt, wsd)}
+SCHEDULES = {f.__name__: f for f in (constant, linear, cosine, cosine_restarts, step_decay, rsqrt, wsd)}
 
 
 def _left(step, run: Run, cooldown: str | int):

@@ -67,7 +67,7 @@ def test_adamw(decay_by):
 def test_the_first_moment_can_be_bfloat16():
     optimizer = build(mu_dtype='bfloat16')
     dtypes = {path.split('/')[1]: x.dtype for path, x in leaves(optimizer).items() if path.endswith('kernel')}
-    assert dtypes == {'mu': jnp.bfloat16, 'nu': jnp.float32}
+    assert dtypes == {'count': jnp.int32, 'mu': jnp.bfloat16, 'nu': jnp.float32}
 
 
 def numpy_adafactor(x, gradients, lr, momentum, cap, averaged):
@@ -119,7 +119,7 @@ def leaves(optimizer, params=None):
     return dict(zip(optim.state_paths(state, trainable), jax.tree.leaves(state)))
 
 
-@pytest.mark.parametrize('name, per_parameter', [('adamw', 2), ('adafactor', 4)])
+@pytest.mark.parametrize('name, per_parameter', [('adamw', 3), ('adafactor', 4)])
 def test_frozen_parameters_have_no_state_and_do_not_move(name, per_parameter):
     params = make_params()
     optimizer = build(name=name, freeze=('image/.*',))
@@ -151,12 +151,17 @@ def test_split_and_merge():
     (dict(lr=0.), r'optim\.lr'), (dict(lr='1e-3'), r'optim\.lr'), (dict(b1=1.), r'optim\.b1'),
     (dict(mu_dtype='float16'), r'optim\.mu_dtype: .*valid: float32, bfloat16'),
     (dict(decay_by='wd'), r'optim\.decay_by'),
-    (dict(schedule=dict(name='cos')), r'optim\.schedule\.name: .*valid: constant, linear, cosine, rsqrt, wsd'),
+    (dict(schedule=dict(name='cos')), r'optim\.schedule\.name: .*valid: constant, linear, cosine, cosine_restarts, step_decay, '),
     (dict(schedule=dict(name='cosine', timescale=3)), r'optim\.schedule\.timescale: cosine .*\(valid: warmup, end\)'),
     (dict(schedule=dict(name='cosine', warmup='100 steps')), r'optim\.schedule\.warmup: 100 steps .* of 100 steps'),
     (dict(schedule=dict(name='cosine', end=.1)), r'optim\.schedule\.end'),
     (dict(schedule=dict(name='wsd', warmup=50, cooldown='60%')), r'optim\.schedule: warmup .*longer than the run'),
     (dict(schedule=dict(name='wsd', shape='round')), r'optim\.schedule\.shape: .*valid: linear, sqrt'),
+    (dict(schedule=dict(name='cosine_restarts', cycles=2.5)), r'optim\.schedule\.cycles: 2\.5 must be a whole number'),
+    (dict(schedule=dict(name='step_decay')), r'optim\.schedule\.milestones: \(\) \(valid: pairs of a duration and a factor'),
+    (dict(schedule=dict(name='step_decay', milestones=((5, -1.),))), r'optim\.schedule\.milestones\.0: the factor -1\.0'),
+    (dict(schedule=dict(name='step_decay', milestones=(('x', .1),))), r'optim\.schedule\.milestones\.0: '),
+    (dict(schedule=dict(name='step_decay', milestones=((5, .1),), end=.001)), r'optim\.schedule\.end: step_decay'),
 ])
 def test_errors_name_the_key(spec, message):
     with pytest.raises(RecipeError, match=message):
@@ -170,6 +175,12 @@ def test_errors_name_the_key(spec, message):
     (dict(name='linear', warmup='20%', end=.001), {0: .05, 19: 1., 20: 1., 60: .55, 100: .1, 150: .1}),
     (dict(name='cosine', warmup='.8 epochs'), {20: 1., 40: .5 * (1 + math.cos(math.pi / 4)), 60: .5, 100: 0.}),
     (dict(name='cosine', end=.002), {0: 1., 50: .6, 100: .2}),
+    # Two steps of warm-up, then 7 times 14 steps.
+    (dict(name='cosine_restarts', warmup=2, cycles=7, end=.001),
+     {0: .5, 2: 1., 9: .55, 15: .1 + .45 * (1 + math.cos(math.pi * 13 / 14)), 16: 1., 30: 1., 86: 1., 93: .55, 100: .1, 120: .1}),
+    (dict(name='cosine_restarts'), {0: 1., 5: .5, 10: 1., 99: .5 * (1 + math.cos(math.pi * .9)), 100: 0.}),
+    (dict(name='step_decay', warmup=2, milestones=(('40%', .1), ('3 epochs', .5), ('90 steps', 0.))),
+     {0: .5, 2: 1., 39: 1., 40: .1, 74: .1, 75: .05, 89: .05, 90: 0., 100: 0.}),
     (dict(name='rsqrt', warmup='100 examples', timescale='8 steps'), {9: 1., 10: 1., 34: .5, 74: 1 / 3}),
     (dict(name='rsqrt', timescale=33, cooldown=10), {90: (1 + 90 / 33) ** -.5, 95: (1 + 95 / 33) ** -.5 / 2, 100: 0.}),
     (dict(name='wsd', warmup=10, cooldown='40%'), {4: .5, 10: 1., 60: 1., 80: .5, 99: 1 / 40, 100: 0.}),
@@ -227,4 +238,4 @@ def test_the_state_of_unreached_parameters_stays():
     _, new = optimizer.update(jax.tree.map(jnp.ones_like, trainable), old, trainable)
     kept = optim.keep_unreached(new, old, trainable, lambda path: path.startswith('text'))
     assert not kept['adamw'].mu['image/embed/kernel'].any() and kept['adamw'].mu['text/embed/kernel'].all()
-    assert kept['adamw'].count == 1
+    assert kept['adamw'].count['text/embed/kernel'] == 1 and kept['adamw'].count['image/embed/kernel'] == 0
