@@ -2,10 +2,10 @@ import json
 
 import numpy as np
 import pytest
-from sklearn.metrics import balanced_accuracy_score, confusion_matrix, top_k_accuracy_score
+from sklearn.metrics import balanced_accuracy_score, confusion_matrix, roc_auc_score, top_k_accuracy_score
 
 from bigvlm.core.parts import RecipeError
-from bigvlm.evals import prompts
+from bigvlm.evals import measures, prompts
 from bigvlm.evals.zero_shot import ZeroShot
 from bigvlm.figures import Confusion
 from tests.evals.fake import MESHES, FakeDataset, dense, embedder, mesh, tokenize
@@ -47,6 +47,16 @@ def test_accuracies_equal_scikit_learn_on_every_mesh(on):
     np.testing.assert_array_equal(result['confusion'].counts_CC, expected_CC)
     assert result['confusion'].names == tuple(dataset.label_names[c] for c in occurring)
     assert (dataset.reads > 0).all() and dataset.reads.sum() == 61 + 8  # each once, and the pictures shown
+
+
+def test_an_objective_may_average_the_scores_of_prompts():
+    dataset, model, templates = FakeDataset(61, classes=9), embedder(), ('a {} here', 'the {}', '{}')
+    model.average_scores = True
+    prompts_TCL = [tokenize([t.format(name) for name in dataset.label_names], LENGTH) for t in templates]
+    scores_NCT = np.stack([dense('image', dataset.images) @ dense('text', prompts_CL).T for prompts_CL in prompts_TCL], axis=2)
+    result = evaluate(dataset, model, templates=templates)
+    assert result['top1'] == pytest.approx((scores_NCT.mean(2).argmax(1) == dataset.labels).mean())
+    assert result['examples'].rows[0].items[0].value == pytest.approx(scores_NCT.mean(2)[0].max())
 
 
 def test_a_substituted_item_is_left_out():
@@ -102,3 +112,20 @@ def test_wrong_fields_are_named():
         evaluate(FakeDataset(4), embedder(), classes=('a', 'b'))
     with pytest.raises(RecipeError, match='there are 1 names'):
         evaluate(FakeDataset(9, classes=2), embedder(), classes=('a',))
+
+def test_roc_auc_and_several_tags():
+    dataset = FakeDataset(50, classes=2)
+    score_NC = dense_scores(dataset, ('{}',))
+    result = evaluate(dataset, embedder(mesh('4x2')), templates='plain', metric='roc_auc')
+    assert result['roc_auc'] == pytest.approx(roc_auc_score(dataset.labels, score_NC[:, 1] - score_NC[:, 0]))
+    assert result['top1'] == pytest.approx((score_NC.argmax(1) == dataset.labels).mean())
+
+    class Tagged(FakeDataset):
+        def example(self, index, epoch=0):
+            return super().example(index) | {'labels': np.flatnonzero([True, index % 3 == 0]), 'sure': np.array([index % 2])[:index % 3 == 0]}
+    several = Tagged(50, classes=2)
+    tag_NC = np.array([[1 if i % 6 == 0 else 2, 1 if i % 6 == 3 else 2 if i % 3 == 0 else 0] for i in range(50)])
+    result = evaluate(several, embedder(mesh('8')), templates='plain', metric='map11', tags='labels', sure='sure')
+    assert result == {'map11': pytest.approx(measures.map11(score_NC, tag_NC)), 'n': 50.}
+    with pytest.raises(RecipeError, match="tags: '' with metric map11"):
+        evaluate(several, embedder(), metric='map11')

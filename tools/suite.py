@@ -1,0 +1,129 @@
+"""A checkpoint on every one of the survey's evaluation sets that is there: zero-shot, linear probe, retrieval; a table and a CSV.
+
+    python tools/suite.py --workdir runs/clip --data ~/tensorflow_datasets
+    python tools/suite.py --workdir runs/clip --data /data/sets --sets cifar10,pets --kinds zero_shot --prompts prompts.md --limit 500
+
+What a folder of sets must look like, and which sets there are: bigvlm/evals/suite.py. Sets that are not there, or cannot be
+evaluated, are listed as not run, with the reason; averages say over how many of how many sets they are.
+"""
+
+import argparse
+import csv
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, ROOT)
+
+from ml_collections import ConfigDict  # noqa: E402
+
+from bigvlm import evaluate, recipe  # noqa: E402
+from bigvlm.core.parts import RecipeError  # noqa: E402
+from bigvlm.evals import suite  # noqa: E402
+
+COLUMNS = ('set', 'title', 'kind', 'metric', 'value', 'n', 'survey_n', 'reason', 'note')
+
+
+class Result(NamedTuple):
+    """``values``: what the evaluator found, without its name; {} and a reason if it was not run."""
+    row: suite.Row
+    values: Mapping[str, float]
+    reason: str = ''
+
+    def cells(self) -> tuple[Any, ...]:
+        known = suite.SETS[self.row.set]
+        return (self.row.set, known.title, self.row.kind, self.row.metric, self.values.get(self.row.metric, ''),
+                int(self.values['n']) if self.values else '', known.test, self.reason, known.note)
+
+
+def planned(config: Mapping[str, Any], options: argparse.Namespace) -> tuple[dict[str, Any], suite.Plan]:
+    """(the run's recipe with the suite in place of its evaluators, the plan). Image side, tokenizer and text length are the towers'."""
+    name = options.objective or next(iter(config['objectives']))
+    if name not in config['objectives']:
+        raise RecipeError(f'--objective: {name!r}; valid: {", ".join(config["objectives"])}')
+    objective, towers = config['objectives'][name], config['towers']
+    image, text = (objective.get(f'{kind}_tower') or objective.get(kind) or kind for kind in ('image', 'text'))
+    size = options.image or towers.get(image, {}).get('image')
+    length = options.length or towers.get(text, {}).get('length')
+    if not size or not length:
+        raise RecipeError('--image, --length: the towers do not say the side of images or the length of texts; give them')
+    plan = suite.specs(
+        list(filter(None, options.sets.split(','))), options.data, (dict(name='decode'), dict(name='resize', size=size)),
+        kinds=options.kinds.split(','), tokenizer=options.tokenizer or towers.get(text, {}).get('tokenizer', text), length=length,
+        prompts=options.prompts, canonicalize=options.canonicalize, limit=options.limit, objective=name, batch=options.batch)
+    whole = ConfigDict({**config, 'data': {**config['data'], **plan.data}, 'evals': plan.evals})
+    return recipe.resolve(recipe.complete(whole)), plan
+
+
+def results(config: Mapping[str, Any], plan: suite.Plan, workdir: str, step: int | None) -> tuple[list[Result], int]:
+    """Every row's result, and the checkpoint's step. One set that fails does not stop the others."""
+    found = []
+    with evaluate.restored(config, workdir, step) as (run, step):
+        for row in plan.rows:
+            if not row.evaluator:
+                found.append(Result(row, {}, row.reason))
+                continue
+            print(f'{row.set}: {row.kind} …', flush=True)
+            try:
+                numbers = {name: value for name, value in run([row.evaluator]) if isinstance(value, float)}
+            except (RecipeError, FloatingPointError) as error:
+                found.append(Result(row, {}, str(error)))
+                continue
+            found.append(Result(row, {name.removeprefix(f'{row.evaluator}/'): value for name, value in numbers.items()}))
+    return found, step
+
+
+def averages(found: Sequence[Result]) -> list[str]:
+    """A line for each kind: the mean of the sets' own measures, and over how many sets it is."""
+    lines = []
+    for kind in dict.fromkeys(result.row.kind for result in found):
+        of_kind = [result for result in found if result.row.kind == kind]
+        values = [result.values[result.row.metric] for result in of_kind if result.values]
+        mean = f'{100 * sum(values) / len(values):.2f}' if values else 'none'
+        lines.append(f'{kind}: mean {mean} over {len(values)} of {len(of_kind)} sets')
+    return lines
+
+
+def table(found: Sequence[Result]) -> str:
+    """What was run, then what was not, then averages."""
+    cells = [('set', 'kind', 'metric', '%', 'images')]
+    cells += [(r.row.set, r.row.kind, r.row.metric, f'{100 * r.values[r.row.metric]:.2f}', f'{r.values["n"]:.0f}') for r in found if r.values]
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    lines = ['  '.join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in cells]
+    lines += ['', 'not run:', *(f'  {r.row.set} {r.row.kind}: {r.reason}' for r in found if not r.values)]
+    return '\n'.join([*lines, '', *averages(found)])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add('--workdir', required=True, help='the run')
+    add('--data', required=True, help='the folder of evaluation sets, or of TFDS')
+    add('--sets', default='', help=f'some of {",".join(suite.SETS)}; all if not given')
+    add('--kinds', default=','.join(suite.KINDS), help='what to evaluate')
+    add('--prompts', default='', help="CLIP's data/prompts.md, for its templates")
+    add('--step', type=int, help='the checkpoint; the newest if not given')
+    add('--objective', default='', help='whose embeddings; the first if not given')
+    add('--limit', type=int, default=0, help='images per set; 0: all')
+    add('--batch', type=int, default=64)
+    add('--image', type=int, default=0, help="side of images; the tower's if not given")
+    add('--length', type=int, default=0, help="tokens of a text; the tower's if not given")
+    add('--tokenizer', default='')
+    add('--canonicalize', action='store_true', help='lower-case prompts without punctuation, as SigLIP')
+    add('--csv', default='', help='where to; suite.csv in the workdir if not given')
+    options = parser.parse_args(arguments)
+    try:
+        config, plan = planned(evaluate.config_of(options.workdir), options)
+        found, step = results(config, plan, options.workdir, options.step)
+    except RecipeError as error:
+        sys.exit(f'suite: {error}')
+    path = options.csv or os.path.join(options.workdir, 'suite.csv')
+    with open(path, 'w', encoding='utf-8', newline='') as file:
+        csv.writer(file).writerows([(*COLUMNS, 'step'), *((*result.cells(), step) for result in found)])
+    print(f'\n{table(found)}\n\n{path} (step {step})')
+
+
+if __name__ == '__main__':
+    main()
