@@ -7,10 +7,12 @@ import numpy as np
 from bigvlm.core.parts import RecipeError
 
 
-def random_patch_mask(patches: tuple[int, int] = (14, 14), ratio: float = .75, out: str = 'patch_mask') -> Callable:
+def random_patch_mask(patches: tuple[int, int] = (14, 14), ratio: float = .75, out: str = 'patch_mask',
+                      kept: str = '') -> Callable:
     """Puts bool [L] at `out`, true where a patch is masked: exactly round(ratio L) of the L = rows * columns `patches`.
 
-    Every set of so many patches is equally likely. Patches are numbered row by row.
+    Every set of so many patches is equally likely. Patches are numbered row by row. `kept`: a key for the numbers of the others,
+    in order, int32 [L - round(ratio L)], all that MAE's encoder sees; '' for none.
     """
     total = patch_count(patches)
     if not 0 <= ratio <= 1:
@@ -18,7 +20,8 @@ def random_patch_mask(patches: tuple[int, int] = (14, 14), ratio: float = .75, o
     sorted_L = np.arange(total) < round(ratio * total)
 
     def op(example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        return {**example, out: rng.permutation(sorted_L)}
+        mask_L = rng.permutation(sorted_L)
+        return {**example, out: mask_L} | ({kept: np.flatnonzero(~mask_L).astype(np.int32)} if kept else {})
     return op
 
 
