@@ -24,7 +24,7 @@ from bigvlm import blueprint, checkpoint, figures, metrics as metrics_lib, model
 from bigvlm import step as step_lib, workdir
 from bigvlm.blueprint import Blueprint, Placed
 from bigvlm.core import durations, mesh as mesh_lib, paths, stages as stages_lib
-from bigvlm.core.devices import peak_flops
+from bigvlm.core.devices import peak_flops, peak_memory
 from bigvlm.core.parts import RecipeError
 from bigvlm.data import pipeline
 from bigvlm.evaluate import Evaluators
@@ -250,7 +250,7 @@ def train(run: Run, work: workdir.Workdir) -> None:
         if done % every['log'] == 0 or done in (1, total):
             values = look(list(recent), saved)
             scalars = progress.measure(done, values['loss'], flops[stage][kind], feeds.wait_s)
-            writer.write(done, {**values, **scalars, **feeds.scalars()})
+            writer.write(done, {**values, **scalars, **feeds.scalars(), **peak_memory(run.mesh.local_devices)})
             log.info(progress.line(done))
             page.update(now=False)
         if step == first or step in run.first_steps:
@@ -369,7 +369,8 @@ def main(config):
     with workdir.open_workdir(flags.FLAGS.workdir, config, sys.orig_argv, config['resume']['allow']) as work:
         began = time.perf_counter()
         run = prepare(config)
-        work.note(total_steps=run.plan.total_steps, recipe=recipe.name(sys.argv))
+        work.note(total_steps=run.plan.total_steps, recipe=recipe.name(sys.argv),
+                  parameters=sum(x.size for x in jax.tree.leaves(run.plan.abstract.params)))
         work.describe_devices([d.device_kind for d in run.mesh.devices.flat])
         log.info('prepared in %.1f s', time.perf_counter() - began)
         try:

@@ -12,16 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from bigvlm.report import shown
+from bigvlm.report import shown, targets
 from bigvlm.report.read import Run, read
 from bigvlm.report.style import CSS, SCRIPT
 from bigvlm.report.svg import Curve, chart, number, percent
 
-_THROUGHPUT = ('examples_per_s', 'step_time', 'data_wait', 'mfu')
+_THROUGHPUT = ('examples_per_s', 'step_time', 'data_wait', 'mfu', 'device_memory_peak', 'host_memory_peak')
 _FIRST = ('loss', 'lr', 'grad_norm')
 _TITLES = {'loss': 'Loss', 'lr': 'Learning rate', 'grad_norm': 'Gradient norm', 'examples_per_s': 'Examples per second',
            'step_time': 'Seconds per step', 'data_wait': 'Share of time waiting for data',
-           'mfu': 'Model FLOPs utilisation'}
+           'mfu': 'Model FLOPs utilisation', 'device_memory_peak': 'Device memory at its peak, bytes',
+           'host_memory_peak': 'Host memory at its peak, bytes'}
 _SHARES = ('data_wait', 'mfu')
 
 
@@ -41,7 +42,7 @@ def summary(workdir: str | os.PathLike) -> str:
 
 def page(run: Run) -> str:
     training, *others = _curves(run)
-    sections = [_header(run), _tiles(run), training, shown.table(run), shown.figures(run), shown.charts(run), *others,
+    sections = [_header(run), _tiles(run), training, shown.table(run), _targets(run), shown.figures(run), shown.charts(run), *others,
                 _data(run), _lost(run), _record(run)]
     return (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(_title(run))} · bigvlm</title>'
             f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{CSS}</style></head>'
@@ -104,14 +105,14 @@ def _tiles(run: Run) -> str:
             tiles.append((row.title, row.form(float(row.curve.values[-1])), f'{shown.words(row.evaluator)}, {chance}'))
     curves = run.curves
     if 'loss' in curves:
-        tiles.append(('Loss', number(float(_tail(curves['loss']))), f'from {number(float(curves["loss"].values[0]))}'))
+        tiles.append(('Loss', number(float(tail(curves['loss']))), f'from {number(float(curves["loss"].values[0]))}'))
     if 'examples_per_s' in curves:
-        tiles.append(('Examples per second', number(float(_median(curves['examples_per_s']))), 'median'))
+        tiles.append(('Examples per second', number(float(median(curves['examples_per_s']))), 'median'))
     if 'step_time' in curves:
-        waiting = f'{percent(_median(curves["data_wait"]))} waiting for data' if 'data_wait' in curves else 'median'
-        tiles.append(('Seconds per step', number(float(_median(curves['step_time']))), waiting))
+        waiting = f'{percent(median(curves["data_wait"]))} waiting for data' if 'data_wait' in curves else 'median'
+        tiles.append(('Seconds per step', number(float(median(curves['step_time']))), waiting))
     if 'mfu' in curves:
-        tiles.append(('MFU', percent(_median(curves['mfu'])), 'median'))
+        tiles.append(('MFU', percent(median(curves['mfu'])), 'median'))
     batch = run.config.get('batch')
     if isinstance(batch, int) and run.step:
         tiles.append(('Examples seen', number(float(batch * run.step)), f'{run.step:,} steps of {batch:,}'))
@@ -120,13 +121,13 @@ def _tiles(run: Run) -> str:
     return f'<div class="tiles">{cards}</div>' if tiles else '<p class="soft">No metrics have been written yet.</p>'
 
 
-def _median(curve: Curve) -> float:
+def median(curve: Curve) -> float:
     """Without the first value, which holds compilation."""
     values = curve.values[1:] if len(curve.values) > 1 else curve.values
     return float(np.median(values))
 
 
-def _tail(curve: Curve) -> float:
+def tail(curve: Curve) -> float:
     return float(np.mean(curve.values[-max(1, min(10, len(curve.values) // 10)):]))
 
 
@@ -147,6 +148,12 @@ def _curves(run: Run) -> list[str]:
 def _card(run: Run, group: str, name: str) -> str:
     title = _TITLES.get(name, name.removeprefix(f'{group}/'))
     return chart(title, run.curves[name], percent if name in _SHARES else number, smooth=name != 'lr')
+
+
+def _targets(run: Run) -> str:
+    """Published results of the run's method; a checkout has them in docs, an installed package has none."""
+    recipe = str(run.info.get('recipe') or '').partition(':')[0]
+    return targets.table(targets.of(targets.read(Path(__file__).parents[2] / 'docs' / 'targets.csv'), recipe)) if recipe else ''
 
 
 def _data(run: Run) -> str:

@@ -12,9 +12,9 @@ from bigvlm.report.read import Run
 from bigvlm.report.svg import Curve, chart, data_uri, heat_map, number, percent
 
 _COLUMNS = 7  # evaluated steps shown side by side
-_COUNTS = ('n', 'captions', 'seconds')  # how much was evaluated and how fast: said in the heading, not in a row
+COUNTS = ('n', 'captions', 'seconds')  # how much was evaluated and how fast: said in the heading, not in a row
 _SHARE = re.compile(r'(.*_)?(top\d+|r\d+|mean_per_class|accuracy|map|iou)')
-_LESS_IS_BETTER = re.compile(r'(.*_)?(rank|loss|error|perplexity)')
+LESS_IS_BETTER = re.compile(r'(.*_)?(rank|loss|error|perplexity)')
 _HEADLINE = re.compile(r'(.*_)?(top1|r1)')
 _WORDS = {'top1': 'top-1', 'top5': 'top-5', 'r1': 'R@1', 'r5': 'R@5', 'r10': 'R@10', 'n': 'examples', 'to': '→'}
 
@@ -43,7 +43,7 @@ class Metric:
     @property
     def best(self) -> int:
         """Position of the best evaluation."""
-        sign = -1 if _LESS_IS_BETTER.fullmatch(self.metric) else 1
+        sign = -1 if LESS_IS_BETTER.fullmatch(self.metric) else 1
         return int(np.argmax(np.where(np.isfinite(self.curve.values), sign * self.curve.values, -np.inf)))
 
 
@@ -78,8 +78,8 @@ def _part(run: Run, evaluator: str) -> str:
 
 def table(run: Run) -> str:
     metrics = rows(run)
-    counts = {(m.evaluator, m.metric): m for m in metrics if m.metric in _COUNTS}
-    metrics = [m for m in metrics if m.metric not in _COUNTS]
+    counts = {(m.evaluator, m.metric): m for m in metrics if m.metric in COUNTS}
+    metrics = [m for m in metrics if m.metric not in COUNTS]
     if not metrics:
         return ''
     steps = _columns(sorted({int(s) for m in metrics for s in m.curve.steps}))
@@ -91,7 +91,7 @@ def table(run: Run) -> str:
     for m in metrics:
         if m.evaluator != previous:
             told = ' · '.join(f'{counts[m.evaluator, c].curve.values[-1]:,.0f} {words(c)}'
-                              for c in _COUNTS if (m.evaluator, c) in counts)
+                              for c in COUNTS if (m.evaluator, c) in counts)
             body.append(f'<tr class="group"><th colspan="{1 + len(aside) + len(steps)}">'
                         f'<b>{escape(words(m.evaluator))}</b>{escape(told)}</th></tr>')
             previous = m.evaluator
@@ -103,7 +103,7 @@ def table(run: Run) -> str:
 
 def summary(run: Run) -> str:
     """The newest evaluation as plain text, beside the untrained model, baselines and chance; '' before there is one."""
-    metrics = [m for m in rows(run) if m.metric not in _COUNTS]
+    metrics = [m for m in rows(run) if m.metric not in COUNTS]
     if not metrics:
         return ''
     baselines = list(dict.fromkeys(b for m in metrics for b in m.baselines))
@@ -142,7 +142,7 @@ def charts(run: Run) -> str:
     """Metrics over training, with chance and baselines as lines; once there are three evaluations."""
     groups: dict[str, list[str]] = {}
     for m in rows(run):
-        if len(m.curve.steps) > 2 and m.metric not in _COUNTS:
+        if len(m.curve.steps) > 2 and m.metric not in COUNTS:
             references = [(words(b), v) for b, v in m.baselines.items()]
             references += [('chance', m.chance)] if m.chance is not None else []
             groups.setdefault(m.evaluator, []).append(

@@ -14,7 +14,7 @@ from PIL import Image
 from bigvlm.figures import Confusion
 
 _POINTS = 240  # more could not be told apart on a screen
-_WIDTH, _HEIGHT = 420, 190
+WIDTH, HEIGHT = 420, 190
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 10, 24
 
 
@@ -55,11 +55,11 @@ def chart(title: str, curve: Curve, form: Callable[[float], str] = number, *, sm
     note = f'<p class="bad">{lost} value{"s" * (lost > 1)} NaN or infinite</p>' if lost else ''
     if not len(values):
         return f'<figure class="card chart">{head}{note}</figure>'
-    x, mean, low, high = _buckets(steps, values)
-    line = _smoothed(mean) if smooth and len(mean) > 20 else mean
-    scale = _Scale(steps, *_range(line, low, high, [v for _, v in references]))
+    x, mean, low, high = buckets(steps, values)
+    line = smoothed(mean) if smooth and len(mean) > 20 else mean
+    scale = Scale(steps, *extent(line, low, high, [v for _, v in references]))
     parts = [scale.grid(form)]
-    parts += _references(scale, references)
+    parts += reference_lines(scale, references)
     if smooth and len(mean) > 20:
         band = scale.points(x, high) + ' ' + scale.points(x[::-1], low[::-1])
         parts.append(f'<polygon class="band" points="{band}"/>' if len(steps) > len(x) else
@@ -69,23 +69,23 @@ def chart(title: str, curve: Curve, form: Callable[[float], str] = number, *, sm
         parts += [f'<circle class="dot" r="3" cx="{scale.x(a):.1f}" cy="{scale.y(b):.1f}"/>' for a, b in zip(x, line)]
     hover = json.dumps([[round(scale.x(a), 1), round(scale.y(b), 1), f'{a:,.0f}', form(float(v))]
                         for a, b, v in zip(x, line, line)], ensure_ascii=False)
-    return (f'<figure class="card chart">{head}<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
+    return (f'<figure class="card chart">{head}<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
             f'aria-label="{escape(title)}: last {escape(latest)}" data-points="{escape(hover)}">{"".join(parts)}</svg>'
             f'{note}</figure>')
 
 
-def _references(scale: '_Scale', references: Sequence[tuple[str, float]]) -> list[str]:
+def reference_lines(scale: 'Scale', references: Sequence[tuple[str, float]]) -> list[str]:
     parts, last_y, x, width = [], math.inf, 0., 0.
     for label, value in sorted(references, key=lambda pair: pair[1]):
         y = scale.y(value)
-        x = x - width if last_y - y < 13 else _WIDTH - _RIGHT - 2  # labels of close lines stand side by side
-        parts.append(f'<line class="ref" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        x = x - width if last_y - y < 13 else WIDTH - _RIGHT - 2  # labels of close lines stand side by side
+        parts.append(f'<line class="ref" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
                      f'<text class="reflabel" x="{x:.0f}" y="{y - 4:.1f}" text-anchor="end">{escape(label)}</text>')
         last_y, width = y, 6 * len(label) + 10
     return parts
 
 
-def _buckets(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, ...]:
+def buckets(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, ...]:
     """At most _POINTS points: step, mean, lowest, highest of each run of neighbours."""
     size = -(-len(steps) // _POINTS)
     starts = np.arange(0, len(steps), size)
@@ -95,7 +95,7 @@ def _buckets(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, ...]:
     return x, mean, np.minimum.reduceat(values, starts), np.maximum.reduceat(values, starts)
 
 
-def _smoothed(values: np.ndarray) -> np.ndarray:
+def smoothed(values: np.ndarray) -> np.ndarray:
     """Centred moving average, twice, over about 4 % of the points: unlike a running one it does not lag behind."""
     half = max(1, len(values) // 90)
     i = np.arange(len(values))
@@ -106,7 +106,7 @@ def _smoothed(values: np.ndarray) -> np.ndarray:
     return values
 
 
-def _range(line, low, high, references) -> tuple[float, float]:
+def extent(line, low, high, references) -> tuple[float, float]:
     """What the axis shows: all values, unless a few outliers would flatten the rest."""
     bottom, top = float(low.min()), float(high.max())
     inner = np.percentile(np.concatenate([low, high]), [2, 98])
@@ -121,7 +121,7 @@ def _range(line, low, high, references) -> tuple[float, float]:
     return bottom - (pad if bottom < 0 or bottom > pad else bottom), top + pad
 
 
-class _Scale:
+class Scale:
     """From steps and values to pixels."""
 
     def __init__(self, steps: np.ndarray, bottom: float, top: float):
@@ -133,11 +133,11 @@ class _Scale:
         self.bottom, self.top = bottom, top
 
     def x(self, step: float) -> float:
-        return _LEFT + (step - self.left) / (self.right - self.left) * (_WIDTH - _LEFT - _RIGHT)
+        return _LEFT + (step - self.left) / (self.right - self.left) * (WIDTH - _LEFT - _RIGHT)
 
     def y(self, value: float) -> float:
         share = (min(max(value, self.bottom), self.top) - self.bottom) / (self.top - self.bottom)
-        return _HEIGHT - _BOTTOM - share * (_HEIGHT - _TOP - _BOTTOM)
+        return HEIGHT - _BOTTOM - share * (HEIGHT - _TOP - _BOTTOM)
 
     def points(self, steps: np.ndarray, values: np.ndarray) -> str:
         return ' '.join(f'{self.x(a):.1f},{self.y(b):.1f}' for a, b in zip(steps, values))
@@ -146,13 +146,13 @@ class _Scale:
         parts = []
         for value in _ticks(self.bottom, self.top, 4):
             y = self.y(value)
-            parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+            parts.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
                          f'<text x="{_LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">'
                          f'{escape(_tick(value, form))}</text>')
         for step in _ticks(self.left, self.right, 5):
             if step == int(step):
-                anchor = 'end' if self.x(step) > _WIDTH - 24 else 'middle'
-                parts.append(f'<text x="{self.x(step):.1f}" y="{_HEIGHT - 6}" text-anchor="{anchor}">'
+                anchor = 'end' if self.x(step) > WIDTH - 24 else 'middle'
+                parts.append(f'<text x="{self.x(step):.1f}" y="{HEIGHT - 6}" text-anchor="{anchor}">'
                              f'{_short(step)}</text>')
         return ''.join(parts)
 
