@@ -5,10 +5,10 @@
 Published zero-shot ImageNet top-1 of the released weights: 68.3 (not yet run here).
 """
 
-from configs import clip_b32
+from configs import clip_b32, common
 
 
 def get_config(arg=None):
-    c = clip_b32.get_config(','.join(filter(None, ('patch=16', arg))))
+    c = clip_b32.get_config(common.fork(arg, 'patch=16'))
     c.about.expected = 'ImageNet zero-shot top-1 68.3 (openai weights, open_clip results table), not yet run'
     return c

@@ -12,7 +12,7 @@ from configs import siglip_b16
 def get_config(arg=None):
     c = siglip_b16.get_config(','.join(filter(None, ('size=g,patch=14,text_size=L,batch=131072', arg))))
     c.about.expected = 'no published figure'
+    c.about.devices = 4096
     if 'smoke' not in (arg or '').split(','):
-        c.about.devices = 4096
         c.mesh = dict(replica=1, data=-1, fsdp=16, tensor=1)
     return c

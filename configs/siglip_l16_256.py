@@ -5,11 +5,11 @@
 Published zero-shot ImageNet top-1: 80.5 (not yet run here). Parameters and optimizer state are split 16 ways (HSDP).
 """
 
-from configs import siglip_b16
+from configs import common, siglip_b16
 
 
 def get_config(arg=None):
-    c = siglip_b16.get_config(','.join(filter(None, ('size=L,image=256', arg))))
+    c = siglip_b16.get_config(common.fork(arg, 'size=L,image=256'))
     c.about.expected = 'ImageNet zero-shot top-1 80.5 (open_clip results table), not yet run'
     if 'smoke' not in (arg or '').split(','):
         c.mesh = dict(replica=1, data=-1, fsdp=16, tensor=1)

@@ -12,7 +12,7 @@ from configs import siglip_b16
 def get_config(arg=None):
     c = siglip_b16.get_config(','.join(filter(None, ('size=So400m,patch=14,image=384', arg))))
     c.about.expected = 'ImageNet zero-shot top-1 83.1 (open_clip results table), not yet run'
+    c.about.devices = 1024
     if 'smoke' not in (arg or '').split(','):
-        c.about.devices = 1024
         c.mesh = dict(replica=1, data=-1, fsdp=16, tensor=1)
     return c

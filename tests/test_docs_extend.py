@@ -1,5 +1,6 @@
 """The documentation: the example of docs/extend.md runs outside the repository, and what the pages name exists."""
 
+import csv
 import importlib.util
 import inspect
 import json
@@ -56,7 +57,8 @@ def test_the_example_of_extend_runs_outside_the_repository(tmp_path):
 
 PAGES = {path.relative_to(ROOT).as_posix(): path.read_text(encoding='utf-8')
          for path in (ROOT / 'README.md', ROOT / 'CHANGELOG.md', *sorted((ROOT / 'docs').glob('*.md')))}
-PACKAGES = {'towers': 'bigvlm.towers', 'objectives': 'bigvlm.objectives', 'evaluators': 'bigvlm.evals',
+PACKAGES = {'towers': 'bigvlm.towers', 'fusion': 'bigvlm.fusion', 'decoders': 'bigvlm.decoders', 'objectives': 'bigvlm.objectives',
+            'evaluators': 'bigvlm.evals',
             'sources': 'bigvlm.data.sources', 'ops': 'bigvlm.data.ops', 'tokenizers': 'bigvlm.data.tokenizers',
             'augment': 'bigvlm.nn.augment'}
 
@@ -111,15 +113,26 @@ def test_commands_name_recipes_and_keys(page, command):
     spec = arguments[arguments.index('--config') + 1]
     overrides = [a.removeprefix('--config.').split('=', 1) for a in arguments if a.startswith('--config.')]
     recipe.resolve(recipe.from_command_line(str(ROOT / spec), overrides))
-    flags = {a.partition('=')[0] for a in arguments if a.startswith('--') and not a.startswith('--config')}
-    known = {'--workdir', '--dry_run', '--steps', '--vocab', '--out'}
-    if 'tools/data.py' in arguments:
-        options = (ROOT / 'tools/_data_options.py').read_text(encoding='utf-8')
-        known = {f'--{name}' for name in re.findall(r"'--(\w+)'", options)}
-    if 'tools/plan.py' in arguments:
-        known = set(re.findall(r"flags\.DEFINE_\w+\(\s*'(\w+)'", (ROOT / 'tools/plan.py').read_text(encoding='utf-8')))
-        known = {f'--{name}' for name in known}
-    assert flags <= known
+    assert not any(a.startswith('tools/') for a in arguments) or tool_flags(arguments)[0] <= tool_flags(arguments)[1]
+
+
+def tool_flags(arguments: list[str]) -> tuple[set[str], set[str]]:
+    """(flags of a command of a tool, flags that the tool declares, or what it shares with others)."""
+    tool = next(a for a in arguments if a.startswith('tools/'))
+    text = ''.join(path.read_text(encoding='utf-8')
+                   for path in (ROOT / tool, ROOT / 'tools/sweep.py', *sorted((ROOT / 'tools').glob('_*.py'))))
+    declared = re.findall(r"'(--[\w-]+)'", text) + [f'--{name}' for name in re.findall(r"DEFINE_\w+\(\s*'(\w+)'", text)]
+    return {a.partition('=')[0] for a in arguments if a.startswith('--') and not a.startswith('--config')}, set(declared)
+
+
+TOOL_COMMANDS = [(page, line.strip()) for page, text in PAGES.items()
+                 for line in re.findall(r'^ *(python tools/.*)$', text.replace('\\\n', ' '), re.MULTILINE)]
+
+
+@pytest.mark.parametrize('page, command', TOOL_COMMANDS)
+def test_commands_of_tools_have_their_flags(page, command):
+    used, declared = tool_flags(shlex.split(command, comments=True))
+    assert used <= declared
 
 
 def test_overrides_in_the_text_name_keys():
@@ -156,3 +169,16 @@ def test_every_recipe_is_in_the_readme():
     there = {f'configs/{path.name}' for path in (ROOT / 'configs').glob('*.py')}
     there -= {'configs/__init__.py', 'configs/common.py'}
     assert there == set(re.findall(r'^\| `(configs/\w+\.py)` \|', PAGES['README.md'], re.MULTILINE))
+    rows = re.findall(r'^\| `(\w+)`[ (]', PAGES['docs/methods.md'], re.MULTILINE)
+    assert sorted(f'configs/{name}.py' for name in rows) == sorted(there)
+
+
+def test_targets_say_what_they_are():
+    with open(ROOT / 'docs' / 'targets.csv', newline='', encoding='utf-8') as file:
+        rows = list(csv.DictReader(file))
+    assert rows and all(row['method'] and row['metric'] and float(row['value']) and row['source'] for row in rows)
+    assert {row['status'] for row in rows} <= {'not run', 'surrogate', 'reproduced'}
+    for name in {row['method'] for row in rows if '_' in row['method']}:
+        assert (ROOT / 'configs' / f'{name}.py').exists(), name
+    same = [(row['method'], row['encoder'], row['data'], row['examples'], row['metric'], row['source']) for row in rows]
+    assert len(set(same)) == len(same)
