@@ -88,8 +88,8 @@ def check_norm_groups(config: Mapping[str, Any], model: model_lib.Model) -> None
             continue
         whole = tower.bn_group * tower.bn_blocks
         if not whole or piece % whole:
-            raise RecipeError(f'towers.{name}.bn_group: found {tower.bn_group} (bn_blocks {tower.bn_blocks}) with micro-batches of {piece}; '
-                              f'valid: bn_group · bn_blocks a divisor of {piece}, or micro=1')
+            raise RecipeError(f'towers.{name}.bn_group: found {tower.bn_group} (bn_blocks {tower.bn_blocks}) with micro-batches of '
+                              f'{piece}; valid: bn_group · bn_blocks a divisor of {piece}, or micro=1')
 
 
 def make(config: Mapping[str, Any], *, examples_per_epoch: int, shapes: Mapping[str, Any] | None = None,

@@ -181,8 +181,10 @@ def from_config(config: Mapping[str, Any], **overrides: Any) -> Model:
             if not name.isidentifier() or hasattr(Model, name) or name in taken:
                 raise RecipeError(f'{where}: this name is taken or is not an identifier')
             spec = parts.freeze(spec)
+            known = parts.fields(parts.find(f'bigvlm.{group}', spec.get('name', ''), where)) if 'name' in spec else {}
+            if group == 'objectives' and 'batch' in known and not spec.get('batch'):
+                spec['batch'] = config.get('batch', 0)  # what a queue is a multiple of, unless the recipe says it
             if group != 'objectives' and overrides:
-                known = parts.fields(parts.find(f'bigvlm.{group}', spec.get('name', ''), where))
                 spec |= {field: value for field, value in overrides.items() if field in known}
             made[name] = parts.bind(f'bigvlm.{group}', spec, where)
             _check(made[name], where)

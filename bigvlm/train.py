@@ -65,6 +65,7 @@ class Run:
 def prepare(config: Mapping[str, Any]) -> Run:
     """Builds and checks everything but arrays. Devices are first asked about (not used) where the mesh is made."""
     data = pipeline.Data(config)
+    check_averages(config)
     plans = []
     for number in range(len(data.stages)):
         with stages_lib.naming(number, config):
@@ -78,6 +79,14 @@ def prepare(config: Mapping[str, Any]) -> Run:
     intervals(config, plan.units)
     mesh = mesh_lib.make_mesh(config['mesh'])
     return Run(config, tuple(p.on(mesh) for p in plans), first_steps, data, evaluators)
+
+
+def check_averages(config: Mapping[str, Any]) -> None:
+    """Batch norm's running statistics are those of the weights in training, not of their average."""
+    normed = [name for name, spec in config['towers'].items() if 'bn_group' in spec and not spec.get('bn_frozen')]
+    if config['eval_params'] and normed:
+        raise RecipeError(f"eval_params: found {config['eval_params']!r} with towers.{normed[0]}, whose running statistics are not "
+                          "averaged; valid: '', or bn_frozen=True")
 
 
 def stage_plan(data: pipeline.Data, number: int) -> Blueprint:

@@ -23,9 +23,9 @@ def get_config(arg=None):
     c.about = dict(paper='AltCLIP, arXiv 2211.06679', data='Wukong, LAION', devices=8,
                    expected='ImageNet zero-shot top-1 74.5 (as remembered), not yet run')
     c.batch, c.steps = arg.batch, '2e6 examples'
-    c.tokenizers = dict(text=dict(name='sentencepiece', model=arg.tokenizer, eos='sticky', pad='pad'))
+    c.tokenizers = dict(text=dict(name='sentencepiece', model=arg.tokenizer, bos='yes', eos='sticky', pad='eos'))
     c.towers = dict(image=common.clip_vit(size='L', patch=arg.patch, image=arg.image, out_dim=768),
-                    text=dict(name='bert', vocab=250_002, size='large', length=77, pool='cls', first_position=2, types=1, pad_id=1,
+                    text=dict(name='bert', vocab=250_002, size='large', length=77, pool='cls', types=1, pad_id=2,
                               out_dim=768,
                               norm_eps=1e-5, remat='named'))
     c.objectives = dict(contrast=dict(name='contrastive', temperature=.07, dtype='bfloat16'))

@@ -9,6 +9,7 @@ texts from C4 is not in this recipe.
 """
 
 from bigvlm import recipe
+from bigvlm.core.parts import RecipeError
 from configs import common
 
 DATA = 'yfcc100m'
@@ -26,8 +27,10 @@ def get_config(arg=None):
                                       dtype='bfloat16'))
     c.data = common.tar_data(arg, 64, (.9, 1.))
     c.data.train.ops = ops(arg.image, 16, arg.font)
+    if arg.val or arg.imagenet:
+        raise RecipeError('val, imagenet: evaluations of texts drawn as images are not built; leave both out')
     c.evals = {}
-    c.optim = dict(name='adafactor', lr=1e-3, momentum=.9, b2_cap=.95, weight_decay=1e-4, clip=1., decay_by='schedule',
+    c.optim = dict(name='adafactor', lr=1e-3, momentum=.9, weight_decay=1e-4, clip=1., decay_by='schedule',
                    schedule=dict(name='rsqrt', warmup='10000 steps', timescale='10000 steps',
                                  cooldown='10000 steps'), decay=common.NO_TABLE)
     c.checkpoint.every = '2000 steps'

@@ -148,7 +148,8 @@ def small(c, arg, default: str, *, ops=(), batch=64, steps=600, lr=1e-3, pair=''
 
     On scenes, or on ``arg.data`` if that is another than the recipe's ``default`` (and 'scenes'): then on its tars, evaluated on
     those of ``arg.val``. ``ops``: of the training data, if not one crop and the caption's tokens. ``pair``: the objective that
-    zero-shot classification and retrieval see ('' for none). ``held_out``: objectives whose own loss and metrics are measured on new scenes.
+    zero-shot classification and retrieval see ('' for none). ``held_out``: objectives whose own loss and metrics are measured on
+    new scenes.
     """
     c.batch, c.micro, c.steps, c.stages = batch, 1, f'{steps} steps', ()
     c.mesh = dict(replica=1, data=-1, fsdp=1, tensor=1)
@@ -156,7 +157,7 @@ def small(c, arg, default: str, *, ops=(), batch=64, steps=600, lr=1e-3, pair=''
     on_scenes, ops = arg.data in (default, 'scenes'), ops or pair_ops(IMAGE, LENGTH, (.9, 1.))
     c.data = scenes(ops, val_ops, **source) if on_scenes else tar_data(arg, LENGTH, (.9, 1.))
     c.data.train.ops = ops
-    found = {} if on_scenes else evals(arg, LENGTH, 'end')
+    found = {} if on_scenes or not pair else {name: spec | dict(objective=pair) for name, spec in evals(arg, LENGTH, 'end').items()}
     if not on_scenes and arg.val:
         c.data.held_out = dict(source=c.data.val.source, ops=val_ops or ops)
     if pair and on_scenes:

@@ -29,7 +29,7 @@ def get_config(arg=None):
     c.objectives = contrasts('bfloat16') | dict(
         images=dict(name='simsiam', first=VIEWS[0], second=VIEWS[1], weight=.2),
         words=dict(name='masked_text', vocab=49_409, weight=.2),
-        neighbour=dict(name='nearest_neighbour', images=VIEWS, texts=TEXTS, size=65_536, batch=arg.batch, weight=.2, dtype='bfloat16'))
+        neighbour=dict(name='nearest_neighbour', images=VIEWS, texts=TEXTS, size=65_536, weight=.2, dtype='bfloat16'))
     c.clamp = (('contrast_.*/t', 3., 4.6052), ('neighbour/t', 3., 4.6052))
     c.data = common.tar_data(arg, 77, (.2, 1.))
     c.data.train.ops = ops(arg.image, 77, arg.synonyms)
@@ -68,7 +68,7 @@ def smoke(c, arg):
             c.objectives[name].dtype = None
     c.objectives.images.update(projector=128, bottleneck=64)
     c.objectives.words.vocab = common.VOCAB + 1
-    c.objectives.neighbour.update(size=1024, batch=64)
+    c.objectives.neighbour.update(size=1024)
     c.augment = {view: (dict(name='blur', probability=.2),) for view in VIEWS}
     common.small(c, arg, DATA, ops=ops(common.IMAGE, common.LENGTH, area=(.5, 1.), flip=0.), pair='contrast_00',
                  held_out=('images', 'words', 'neighbour'), tokenizer=common.small_tokenizer(extra=1))

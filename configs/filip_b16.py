@@ -13,11 +13,13 @@ On bigvlm's rendered scenes, for CPUs: ``:smoke``, and ``:smoke,pooled=True``, t
 """
 
 from bigvlm import recipe
-from configs import common, quickstart
+from configs import common
+
+DATA = 'laion400m'
 
 
 def get_config(arg=None):
-    arg = recipe.parse_arg(arg, smoke=False, patch=16, image=224, batch=32_768, keep=.25, pooled=False, data='laion400m', val='',
+    arg = recipe.parse_arg(arg, smoke=False, patch=16, image=224, batch=32_768, keep=.25, pooled=False, data=DATA, val='',
                            imagenet='', tokenizer='data/bpe_simple_vocab_16e6.txt.gz')
     c = recipe.new()
     c.about = dict(paper='FILIP, arXiv 2111.07783', data='FILIP300M (private); surrogate LAION-400M', devices=256,
@@ -45,17 +47,12 @@ def get_config(arg=None):
 
 
 def smoke(c, arg):
-    """The same method, small, on rendered scenes: patches of 8 pixels, and words whose boxes are known."""
-    scenes = quickstart.get_config()
-    c.batch, c.steps = min(arg.batch, 64), '400 steps'
-    c.tokenizers, c.data, c.optim = scenes.tokenizers, scenes.data, scenes.optim
-    c.data.val.source = dict(scenes.data.val.source, extra=('boxes', 'spans'))
-    small = dict(size='', width=128, heads=2, remat='attended+hidden', dtype='float32')
-    c.towers.image.update(small, image=64, patch=8, depth=3)
-    c.towers.text.update(small, vocab=256, length=24, depth=2, eot_id=1, pad_id=1)
+    """The same method, small: patches of 8 pixels and, on scenes, words whose boxes are known."""
+    c.towers.image.update(common.small_vit(patch=8, out_dim=0))
+    c.towers.text.update(common.small_text(out_dim=0))
     c.objectives.match.update(width=64, keep=1., target='captions', dtype=None)
     c.clamp = (('match/t', 0., 4.6052),)
-    c.evals = {name: scenes.evals[name] for name in ('zero_shot', 'retrieval')}
-    c.evals.alignment = dict(name='alignment', data='val', length=24, width=64, every='50%')
-    c.checkpoint.every = '50%'
-    c.log.every = '20 steps'
+    common.small(c, arg, DATA, pair='match')
+    if 'zero_shot' in c.data:
+        c.data.val.source = dict(c.data.val.source, extra=('boxes', 'spans'))
+        c.evals.alignment = dict(name='alignment', data='val', length=common.LENGTH, width=64)

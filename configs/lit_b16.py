@@ -4,7 +4,8 @@
 
 The released B16B_2 (no image head, 60,000 steps) takes AugReg's ViT-B/16 on ImageNet-21k
 (``B_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0.npz`` of big_vision's augreg folder) and BERT-base, 16 tokens,
-temperature from 10, rate 1e-3, decay 1e-2 (public SigLiT demo), batch 16,384 as remembered. Reading such a file is not built yet: until then the locked tower is one of your own
+temperature from 10, rate 1e-3, decay 1e-2 (public SigLiT demo), batch 16,384 as remembered. Reading such a file is not
+built yet: until then the locked tower is one of your own
 checkpoints of the same shape, or random, which trains a text tower to nothing. Published ImageNet zero-shot top-1 on
 CC12M + YFCC100M: B16B 72.1, B16B_2 73.9, L16L 75.7 (not yet run here). ``:smoke`` trains against a random, locked tower.
 """
@@ -31,7 +32,8 @@ def get_config(arg=None):
     c.clamp = (('contrast/t', 0., log(100.)),)
     c.data = common.tar_data(arg, 16, (.9, 1.))
     c.evals = common.evals(arg, 16, '5000 steps')
-    c.optim = dict(name='adamw', lr=1e-3, weight_decay=1e-2, clip=1., schedule=dict(name='cosine', warmup='10000 steps'),
+    c.optim = dict(name='adamw', lr=1e-3, weight_decay=1e-2, clip=1., decay_by='schedule', schedule=dict(name='cosine',
+                                                                                                         warmup='10000 steps'),
                    decay=common.DECAY,
                    freeze=('image/.*',))
     c.checkpoint.every = '2000 steps'

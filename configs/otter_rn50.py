@@ -4,7 +4,8 @@
 
 Published on CC3M: Google Open Images FH@1/5/10 29.1/59.6/70.9, ImageNet-10k 12.0/31.8/42.1 (InfoNCE: 26.8 and 10.9 at 1); not run
 here. Settings of the authors' code: SGD, rate 3e-3, no decay, 10 epochs, batch 512, 60 tokens, embedding 768, teacher's decay
-.999, Sinkhorn's λ .15, five iterations, exp(t) from 1 to 100. Both towers begin from published weights there (an ImageNet
+.999 (momentum .9 and cosine are choices of this recipe), Sinkhorn's λ .15, five iterations, exp(t) from 1
+to 100. Both towers begin from published weights there (an ImageNet
 ResNet-50, DeCLUTR-sci-base); reading these is not built yet, so this run begins from nothing.
 """
 

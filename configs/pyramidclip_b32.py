@@ -13,6 +13,7 @@ each). The scenes' words of their objects stand in for tags, and their short cap
 from math import log
 
 from bigvlm import recipe
+from bigvlm.core.parts import RecipeError
 from configs import common
 
 DATA = 'yfcc15m'
@@ -37,6 +38,8 @@ def get_config(arg=None):
                                dtype='bfloat16') for name, (image, text, weight) in LOSSES.items()}
     c.clamp = (('.*/t', 0., log(100.)),)
     c.data = common.tar_data(arg, 77, (.9, 1.))
+    if not arg.fields and not arg.smoke and arg.data != DATA:
+        raise RecipeError('fields: this method needs summaries and tags beside the captions; give the folder that tools/annotate.py wrote')
     if arg.fields:
         c.data.train.source = dict(name='annotated', source=c.data.train.source, fields=('summary', 'tags'), file=arg.fields)
     c.data.train.ops = ops(arg.image, 77, 'summary', 'tags')

@@ -17,7 +17,7 @@ from configs import common
 DATA = 'yfcc15m'
 PROMPTS = ('a photo of a {}.', 'a bad photo of a {}.', 'a photo of many {}.', 'a sculpture of a {}.', 'a photo of the hard to see {}.',
            'a low resolution photo of the {}.', 'a rendering of a {}.', 'a cropped photo of the {}.', 'a bright photo of a {}.',
-           'a photo of my {}.', 'a close-up photo of a {}.', 'a drawing of a {}.')  # of CLIP's 80; give your own with templates=FILE
+           'a photo of my {}.', 'a close-up photo of a {}.', 'a drawing of a {}.')  # of CLIP's 80
 
 
 def get_config(arg=None):
@@ -51,7 +51,7 @@ def get_config(arg=None):
 
 def ops(image: int, length: int, *first: dict) -> tuple[dict, ...]:
     return (dict(name='decode'), *first, dict(name='random_resized_crop', size=image, area=(.9, 1.)), dict(name='tokenize', length=length),
-            dict(name='keep', keys=('image', 'text', 'label')))
+            dict(name='unlabelled'), dict(name='keep', keys=('image', 'text', 'label')))
 
 
 def smoke(c, arg):

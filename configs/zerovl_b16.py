@@ -28,8 +28,8 @@ def get_config(arg=None):
     c.objectives = dict(contrast=dict(name='mixup_contrast', temperature=.02, learned=False, alpha=.1, images=.5, dtype='bfloat16'))
     c.data = common.tar_data(arg, 25, (.6, 1.))
     c.data.train.ops = ops(arg.image, 25)
-    for number, name in enumerate(arg.more, 1):
-        c.data[name] = dict(source=common.source(name, 'train'), ops=ops(arg.image, 25), number=number)
+    for name in arg.more:
+        c.data[name] = dict(source=common.source(name, 'train'), ops=ops(arg.image, 25))
     c.data.all = dict(mix={name: 1. for name in ('train', *arg.more)}, homogeneous=True)
     c.kinds.pairs.data = 'all'
     c.evals = common.evals(arg, 25, '2 epochs')

@@ -181,7 +181,7 @@ def test_a_command_ends_in_one_line_and_code_2(path):
     for override, message in (
             ('--config.towers.image.pach=4', "bigvlm: towers.image.pach: unknown key; did you mean 'patch'?"),
             ('--config.towers.image.pool=token',
-             "bigvlm: towers.image.pool: unknown value 'token' (valid: cls, gap, map)")):
+             "bigvlm: towers.image.pool: unknown value 'token' (valid: cls, gap, map, queries, cascade)")):
         done = subprocess.run([sys.executable, tool, '--config', path, override], env=environment, capture_output=True,
                               text=True, timeout=120)
         assert done.returncode == 2, done.stderr

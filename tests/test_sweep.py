@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -139,7 +140,7 @@ def test_a_signal_stops_the_running_one_which_saves_and_the_same_command_goes_on
         if line.startswith('[2/4]') and 'starts' in line:
             marked = root / points[1].name / 'run.json'
             while not marked.exists() or not marked.read_text():
-                pass
+                time.sleep(.01)
             signal.raise_signal(signal.SIGTERM)
     _points.check(points)
     before = signal.getsignal(signal.SIGTERM)

@@ -23,6 +23,14 @@ def load(name):
     return pytest.importorskip(name)
 
 
+def transformers():
+    """The module, or a skipped test; it imports torchvision where there is one."""
+    pytest.importorskip('torch')
+    if importlib.util.find_spec('torchvision') is not None:
+        _torchvision()
+    return pytest.importorskip('transformers')
+
+
 @functools.cache
 def _torchvision():
     """Makes torchvision importable. Its wheel for CUDA has no operators under a torch without CUDA, and then stumbles over two

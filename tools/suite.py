@@ -89,7 +89,8 @@ def averages(found: Sequence[Result]) -> list[str]:
 def table(found: Sequence[Result]) -> str:
     """What was run, then what was not, then averages."""
     cells = [('set', 'kind', 'metric', '%', 'images')]
-    cells += [(r.row.set, r.row.kind, r.row.metric, f'{100 * r.values[r.row.metric]:.2f}', f'{r.values["n"]:.0f}') for r in found if r.values]
+    cells += [(r.row.set, r.row.kind, r.row.metric, f'{100 * r.values[r.row.metric]:.2f}',
+               f'{r.values["n"]:.0f}') for r in found if r.values]
     widths = [max(map(len, column)) for column in zip(*cells)]
     lines = ['  '.join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in cells]
     lines += ['', 'not run:', *(f'  {r.row.set} {r.row.kind}: {r.reason}' for r in found if not r.values)]

@@ -134,7 +134,7 @@ class Block(nn.Module):
     def __call__(self, x_BLW, layer, keys_B, mask_BL, cache=None, context_BSW=None, context_mask_BS=None, index=None):
         qkv, out, fc1, fc2 = choose(INITS, self.init_scheme, 'init_scheme')(x_BLW.shape[-1], self.depth)
         norm = functools.partial(nn.LayerNorm, epsilon=self.norm_eps, dtype=self.dtype)
-        rate = self.drop_path * jnp.float32(layer) / max(1, self.depth - 1)  # grows linearly with depth, as DeiT
+        rate = self.drop_path * layer / max(1, self.depth - 1)  # grows linearly with depth, as DeiT
 
         def add(x_BLW, branch_BLW, site):
             """Sites 0 and 1 are self-attention and MLP; those of the cross-attention, 2 and 3, draw after all layers'."""

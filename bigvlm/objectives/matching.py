@@ -58,7 +58,8 @@ class Matching(nn.Module):
         """Per example: tokens, masks and pooled embeddings of both, a seed, and what tells equal texts."""
         image, text = encode(self.image_tower or self.image, self.image), encode(self.text_tower or self.text, self.text)
         keys_B, ids_B2 = encode.keys(f'matching/{self.text}'), jnp.asarray(batch['id'])
-        # In evaluation, too, wrong pairs are drawn: then by the examples' numbers, well mixed, since small ones would all be below ``wrong``.
+        # In evaluation, too, wrong pairs are drawn: then by the examples' numbers, well mixed, since small ones would all be
+        # below ``wrong``.
         seed_B = dual_encoder.caption_hash(ids_B2)[:, 0] if keys_B is None else jax.vmap(jax.random.bits)(keys_B)
         found = dict(image_BMV=image.tokens_BLD, text_BNT=text.tokens_BLD, text_mask_BN=jnp.asarray(text.mask_BL), seed_B=seed_B,
                      image_BD=dual_encoder.unit(image.pooled_BD), pooled_BD=dual_encoder.unit(text.pooled_BD))
@@ -93,7 +94,8 @@ class Matching(nn.Module):
         """Per pair: two logits, of wrong and right."""
         joint = encode.part(self.fusion)(pairs['image_PMV'], pairs['text_PNT'], text_mask=pairs['text_mask_PN'],
                                          keys_B=encode.keys('matching'))
-        return dict(logits_P2=self.judge(joint.pooled_BD.astype(jnp.promote_types(joint.pooled_BD.dtype, jnp.float32))), right_P=pairs['right_P'], counts_P=pairs['counts_P'])
+        return dict(logits_P2=self.judge(joint.pooled_BD.astype(jnp.promote_types(joint.pooled_BD.dtype, jnp.float32))),
+                    right_P=pairs['right_P'], counts_P=pairs['counts_P'])
 
     def loss(self, features: Mapping[str, jax.Array], features2: Mapping[str, Any], teacher=None) -> tuple[jax.Array, dict]:
         """The mean over all pairs; ``accuracy``, and that of wrong and of right pairs averaged, ``balanced``: .5 is chance."""

@@ -13,7 +13,7 @@ from bigvlm.report.svg import Curve, chart, data_uri, heat_map, number, percent
 
 _COLUMNS = 7  # evaluated steps shown side by side
 COUNTS = ('n', 'captions', 'seconds')  # how much was evaluated and how fast: said in the heading, not in a row
-_SHARE = re.compile(r'(.*_)?(top\d+|r\d+|mean_per_class|accuracy|map|iou)')
+_SHARE = re.compile(r'(.*_)?(top\d+|r\d+|mean_per_class|accuracy|balanced|agreement|exact|map|iou)')
 LESS_IS_BETTER = re.compile(r'(.*_)?(rank|loss|error|perplexity)')
 _HEADLINE = re.compile(r'(.*_)?(top1|r1)')
 _WORDS = {'top1': 'top-1', 'top5': 'top-5', 'r1': 'R@1', 'r5': 'R@5', 'r10': 'R@10', 'n': 'examples', 'to': '→'}

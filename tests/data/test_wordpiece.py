@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch_models
 from hypothesis import given as drawn
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -128,7 +129,7 @@ def test_known_ids():
 @pytest.mark.parity
 @pytest.mark.parametrize('lower', [True, False])
 def test_equals_transformers(lower, tmp_path):
-    transformers = pytest.importorskip('transformers')
+    transformers = torch_models.transformers()
     (tmp_path / 'vocab.txt').write_bytes(GIVEN.read_bytes())
     theirs = transformers.BertTokenizerFast.from_pretrained(tmp_path, do_lower_case=lower)
     ours = WordPiece(model=str(GIVEN), lower=lower)

@@ -122,7 +122,8 @@ def test_roc_auc_and_several_tags():
 
     class Tagged(FakeDataset):
         def example(self, index, epoch=0):
-            return super().example(index) | {'labels': np.flatnonzero([True, index % 3 == 0]), 'sure': np.array([index % 2])[:index % 3 == 0]}
+            return super().example(index) | {'labels': np.flatnonzero([True, index % 3 == 0]),
+                                             'sure': np.array([index % 2])[:index % 3 == 0]}
     several = Tagged(50, classes=2)
     tag_NC = np.array([[1 if i % 6 == 0 else 2, 1 if i % 6 == 3 else 2 if i % 3 == 0 else 0] for i in range(50)])
     result = evaluate(several, embedder(mesh('8')), templates='plain', metric='map11', tags='labels', sure='sure')

@@ -92,7 +92,7 @@ def test_scan_over_layers_equals_a_loop_over_sliced_parameters():
 
 
 def test_every_layer_and_branch_draws_for_itself_and_deeper_ones_drop_more(monkeypatch):
-    places, rates = [], []
+    places, rates, made = [], [], params()
 
     def record(x_BLW, rate, keys_B, place):
         places.append(place)
@@ -101,7 +101,7 @@ def test_every_layer_and_branch_draws_for_itself_and_deeper_ones_drop_more(monke
     monkeypatch.setattr(transformer, 'dropout', record)
     monkeypatch.setattr(transformer, 'drop_path', record)
     for layer in range(DEPTH):
-        p = reference.layer_of(params()['blocks'], layer)
+        p = reference.layer_of(made['blocks'], layer)
         jax.eval_shape(lambda x_BLW: BLOCK.apply({'params': p}, x_BLW, layer, KEYS_B, None)[0], X_BLW)
     assert len(set(places)) == len(places) == 4 * DEPTH
     assert rates[::2] == [.2] * 6 and rates[1::2] == [0., 0., .2, .2, .4, .4]

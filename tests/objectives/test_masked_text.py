@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
+import torch_models
 
 from bigvlm import model
 from bigvlm.core import layout, rounds
@@ -188,7 +189,7 @@ def test_impossible_recipes_are_refused():
 def test_equals_transformers_masked_language_model():
     """BertForMaskedLM, whose prediction is tied to the table: its mean cross-entropy, of random weights."""
     torch = pytest.importorskip('torch')
-    transformers = pytest.importorskip('transformers')
+    transformers = torch_models.transformers()
     from bigvlm.towers.bert import FOREIGN
     torch.manual_seed(0)
     other = transformers.BertForMaskedLM(transformers.BertConfig(

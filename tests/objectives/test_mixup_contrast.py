@@ -44,7 +44,8 @@ def test_either_images_or_texts_are_mixed_and_both_partners_count(images):
 def test_a_step_mixes_the_global_batch_whatever_the_micro_batches():
     found = []
     for micro in (1, 2):
-        setting = tiny.Setting(tiny.config(objectives=dict(contrast=dict(name='mixup_contrast', alpha=1., tile=4)), micro=micro), dict(data=2))
+        setting = tiny.Setting(tiny.config(objectives=dict(contrast=dict(name='mixup_contrast', alpha=1., tile=4)), micro=micro),
+                               dict(data=2))
         state = setting.init()
         with jax.set_mesh(setting.mesh):
             state, metrics = setting.step()(state, setting.put(tiny.batch()))

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
+import torch_models
 
 from bigvlm.core.parts import RecipeError
 from bigvlm.nn.random import example_keys
@@ -154,7 +155,7 @@ def test_texts_longer_than_the_positions_are_refused():
 def test_equals_transformers(name):
     """Random weights, carried over by the table of names, which is of all of them."""
     torch = pytest.importorskip('torch')
-    transformers = pytest.importorskip('transformers')
+    transformers = torch_models.transformers()
     roberta = name == 'Roberta'
     torch.manual_seed(0)
     config = getattr(transformers, f'{name}Config')(

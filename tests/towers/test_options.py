@@ -73,7 +73,8 @@ def test_learned_queries_pool_as_the_formula(pool):
     p = params(module, IMAGE_BHWC)
     found = fast.jit(lambda p, image: module.apply({'params': p}, image))(p, IMAGE_BHWC)
     plain = vit(pool='gap')
-    tokens = fast.jit(lambda p, image: plain.apply({'params': {k: p[k] for k in ('patch_embed', 'encoder')}}, image).tokens_BLD)(p, IMAGE_BHWC)
+    tokens = fast.jit(lambda p, image: plain.apply({'params': {k: p[k] for k in ('patch_embed', 'encoder')}}, image).tokens_BLD)(p,
+                                                                                                                                 IMAGE_BHWC)
 
     def read(tokens, q):
         normed = reference.layer_norm(np.asarray(q['queries'], np.float64), q['layer0_query_norm'], 1e-6)

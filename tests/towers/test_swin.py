@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
+import torch_models
 
 from bigvlm.core import flops
 from bigvlm.core.parts import RecipeError
@@ -180,7 +181,7 @@ def test_images_that_patches_do_not_cut_are_refused():
 def test_equals_transformers(side, tmp_path):
     """Random weights, carried over by the table of names, which is of all of them; 44 pixels are padded in both stages."""
     torch = pytest.importorskip('torch')
-    transformers = pytest.importorskip('transformers')
+    transformers = torch_models.transformers()
     from safetensors.numpy import load_file
     torch.manual_seed(0)
     config = transformers.SwinConfig(image_size=48, patch_size=2, embed_dim=8, depths=[2, 4], num_heads=[2, 4], window_size=4,

@@ -13,7 +13,8 @@ def find_tokenizer(tokenizers: Mapping[str, Any], name: str, needs: tuple[str, .
         raise RecipeError(f'tokenizer: the recipe has no tokenizer {name!r} (there are: {", ".join(tokenizers) or "none"})')
     found = tokenizers[name]
     if missing := [attribute for attribute in needs if not hasattr(found, attribute)]:
-        raise RecipeError(f'tokenizer: {name!r} has no {", ".join(missing)}, which this part needs (clip_bpe, sentencepiece and wordpiece have it)')
+        raise RecipeError(f'tokenizer: {name!r} has no {", ".join(missing)}, which this part needs '
+                          '(clip_bpe, sentencepiece and wordpiece have it)')
     return found
 
 
