@@ -30,7 +30,7 @@ def test_a_stage_changes_what_it_sets_and_nothing_else():
     ((dict(set={}), dict()), r"stages.0: every stage but the last ends at its until.*found no until"),
     ((dict(until=3),), r"stages.0: .* found until=3"),
     ((dict(until=3, ste={}), dict()), r'stages.0: a stage is dict\(until=…'),
-    ((dict(until=3, set={'batch': 4}), dict()), r"stages.0.set: 'batch' cannot change within a run \(what can: augment, data, micro"),
+    ((dict(until=3, set={'batch': 4}), dict()), r"stages.0.set: 'batch' cannot change within a run \(what can: augment, data, decoders, fusion, micro"),
     ((dict(until=3, set={'data.val.ops': ()}), dict()), r"the recipe has no 'val' \(there are: train\)"),
     ((dict(until=3, set={'data.train.ops.2.size': 4}), dict()), r"'2' is no place in a tuple of 2"),
     ((dict(until=3, set={'micro.size': 4}), dict()), r'there is nothing below 1'),

@@ -55,4 +55,5 @@ def test_same_losses_updates_and_running_statistics_however_the_work_is_split(ef
         update, update_m = last[path] - start, last_m[path] - start
         if not path.endswith('key/bias'):  # its gradient is zero but for rounding
             assert 0 < np.abs(update).max(), path
-            assert np.abs(update_m - update).max() <= 2e-2 * np.abs(update).max(), path
+            rounding = 1e-6  # running means that are zero in exact arithmetic
+            assert np.abs(update_m - update).max() <= 2e-2 * np.abs(update).max() + rounding, path
