@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from bigvlm.core.bits import mix
 from bigvlm.core.exchange import Monoid, on_shards, reduce_pairs, route
 from bigvlm.core.pairwise import Target, identity
 
@@ -78,13 +79,6 @@ def draw(rows_BD: jax.Array, cols_BD: jax.Array, scale: jax.Array | float, seed_
 
 def gumbel(seed: jax.Array, number: jax.Array) -> jax.Array:
     """Standard Gumbel noise that depends on (seed, number) alone, float32."""
-    bits = _mix(seed.astype(jnp.uint32) ^ _mix(number.astype(jnp.uint32) * jnp.uint32(2) + jnp.uint32(1)))
+    bits = mix(seed.astype(jnp.uint32) ^ mix(number.astype(jnp.uint32) * jnp.uint32(2) + jnp.uint32(1)))
     uniform = ((bits >> 8).astype(jnp.float32) + .5) * jnp.float32(2 ** -24)
     return -jnp.log(-jnp.log(uniform))
-
-
-def _mix(x: jax.Array) -> jax.Array:
-    """The finalizer of MurmurHash3: a bijection of 32-bit words in which each input bit reaches each output bit."""
-    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
-    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
-    return x ^ (x >> 16)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from bigvlm.core import exchange, pairwise, paths
+from bigvlm.core.bits import mix
 from bigvlm.core.parts import RecipeError
 
 
@@ -34,15 +35,8 @@ def caption_hash(ids_BL: jax.Array) -> jax.Array:
     """
     ids_BL = ids_BL.astype(jnp.uint32)
     position_L = jnp.arange(ids_BL.shape[1], dtype=jnp.uint32)
-    words = [_mix(ids_BL ^ _mix(2 * position_L + jnp.uint32(seed))).sum(1, dtype=jnp.uint32) for seed in (0, 1)]
+    words = [mix(ids_BL ^ mix(2 * position_L + jnp.uint32(seed))).sum(1, dtype=jnp.uint32) for seed in (0, 1)]
     return jnp.stack(words, axis=1)
-
-
-def _mix(x: jax.Array) -> jax.Array:
-    """The finalizer of MurmurHash3: a bijection of 32-bit words in which each input bit reaches each output bit."""
-    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
-    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
-    return x ^ (x >> 16)
 
 
 POSITIVES = {
