@@ -1,6 +1,8 @@
 """What a recipe cannot mean, said before anything runs: batch norm with micro-batches or averages; and what is filled in."""
 
+import jax
 import pytest
+from jax.sharding import PartitionSpec as P
 
 from bigvlm import blueprint, model as model_lib, train
 from bigvlm.core.parts import RecipeError
@@ -39,3 +41,11 @@ def test_a_queue_is_a_multiple_of_the_recipe_s_batch():
     assert made.batch == 16
     with pytest.raises(RecipeError, match='objectives.contrast: queue'):
         model_lib.from_config(tiny.config(objectives=dict(contrast=dict(name='contrastive', queue=24))))
+
+
+def test_a_queue_lies_where_its_batches_lie():
+    """[batches, B, …]: split as the batch is on the second axis; counters are everywhere."""
+    setting = tiny.Setting(tiny.config(objectives=dict(contrast=dict(name='contrastive', queue=32))), dict(data=2, fsdp=2))
+    specs = {x.shape: s.spec for x, s in zip(jax.tree.leaves(setting.plan.abstract.collections['queue']),
+                                             jax.tree.leaves(setting.placed.shardings.collections['queue']))}
+    assert specs[(2, 16, 16)] == P(None, ('replica', 'data', 'fsdp')) and specs[()] == P()

@@ -189,3 +189,14 @@ def test_canonical_text_is_the_ops(small):
     tokenizer = SentencePiece(model=small, canonicalize=True)
     assert np.array_equal(tokenizer(["The_RED, star's"], 16), SentencePiece(model=small)([canonical("The_RED, star's")], 16))
     assert not np.array_equal(tokenizer(['the_red'], 16), tokenizer(['thered'], 16))
+
+
+def test_what_ends_a_text_may_begin_it(small):
+    """For models without a piece for the beginning: decoding does not stop at the first token."""
+    tokenizer = SentencePiece(model=small, bos='eos')
+    ids = tokenizer(['the red star', ''], 16)
+    assert tokenizer.bos_id == tokenizer.eot_id and (ids[:, 0] == tokenizer.bos_id).all()
+    assert tokenizer.decode(ids[0]) == 'the red star' and tokenizer.decode(ids[1]) == ''
+    assert (ids[0] == tokenizer.eot_id).sum() >= 2
+    with pytest.raises(RecipeError, match='bos is yes, no or eos'):
+        SentencePiece(model=small, bos='maybe')
