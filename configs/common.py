@@ -164,7 +164,7 @@ def small(c, arg, default: str, *, ops=(), batch=64, steps=600, lr=1e-3, pair=''
         found['zero_shot'] = dict(name='zero_shot', objective=pair, length=LENGTH, templates=PROMPTS)
         found['retrieval'] = dict(name='retrieval', objective=pair, data='val', length=LENGTH)
     for objective in held_out if 'held_out' in c.data else ():
-        found[objective] = dict(name='held_out', objective=objective, data='held_out')
+        found[f'{objective}_held_out'] = dict(name='held_out', objective=objective, data='held_out')
     c.evals = found
     c.optim = dict(name='adamw', lr=lr, b1=.9, b2=.95, weight_decay=1e-4, clip=1., decay_by='schedule',
                    schedule=dict(name='cosine', warmup='10%'), decay=DECAY if 'text' in c.towers else NO_TABLE)

@@ -18,5 +18,5 @@ def get_config(arg=None):
                              width=64 if smoke else 256, skip=1, keep=1. if smoke else .25, weight=.2, dtype=None if smoke else 'bfloat16')
     c.clamp = (*c.clamp, ('late/t', 3., 4.6052))
     if smoke and 'held_out' in c.data:
-        c.evals.late = dict(name='held_out', objective='late', data='held_out')
+        c.evals.late_held_out = dict(name='held_out', objective='late', data='held_out')
     return c

@@ -21,7 +21,7 @@ def get_config(arg=None):
     c.objectives.prototypes = dict(name='prototypes', prototypes=256 if smoke else 32_768, hidden=256 if smoke else 4096, weight=.3,
                                    pieces=1 if smoke else 16)
     if smoke and 'held_out' in c.data:
-        c.evals.prototypes = dict(name='held_out', objective='prototypes', data='held_out')
+        c.evals.prototypes_held_out = dict(name='held_out', objective='prototypes', data='held_out')
     if only:
         c.objectives = dict(prototypes=dict(c.objectives.prototypes, weight=1.))
         c.clamp = ()
