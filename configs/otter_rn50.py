@@ -5,8 +5,9 @@
 Published on CC3M: Google Open Images FH@1/5/10 29.1/59.6/70.9, ImageNet-10k 12.0/31.8/42.1 (InfoNCE: 26.8 and 10.9 at 1); not run
 here. Settings of the authors' code: SGD, rate 3e-3, no decay, 10 epochs, batch 512, 60 tokens, embedding 768, teacher's decay
 .999 (momentum .9 and cosine are choices of this recipe), Sinkhorn's λ .15, five iterations, exp(t) from 1
-to 100. Both towers begin from published weights there (an ImageNet
-ResNet-50, DeCLUTR-sci-base); reading these is not built yet, so this run begins from nothing.
+to 100. Both towers begin from published weights there (an ImageNet ResNet-50, DeCLUTR-sci-base); reading these is not built yet,
+so this run begins from nothing. ``noise=.5`` gives half of the training images the captions of others; with
+``--config.objectives.transport.alpha=1`` it is the InfoNCE that OTTER is compared with.
 """
 
 from math import log
@@ -18,7 +19,7 @@ DATA = 'cc3m'
 
 
 def get_config(arg=None):
-    arg = recipe.parse_arg(arg, smoke=False, size='50', image=224, batch=512, data=DATA, val='', imagenet='', tokenizer=common.WORDPIECE)
+    arg = recipe.parse_arg(arg, smoke=False, size='50', image=224, batch=512, data=DATA, val='', imagenet='', noise=0., tokenizer=common.WORDPIECE)
     c = recipe.new()
     c.about = dict(paper='OTTER, arXiv 2112.09445', data='CC3M', devices=8, expected='GOI FH@1 29.1 (OTTER repository), not yet run')
     c.batch, c.steps = arg.batch, '10 epochs'
@@ -34,6 +35,8 @@ def get_config(arg=None):
     c.checkpoint.every = '1 epochs'
     if arg.smoke:
         smoke(c, arg)
+    if arg.noise:
+        c.data.train.source = dict(name='mismatched', of=dict(c.data.train.source), share=arg.noise)
     return c
 
 
