@@ -224,6 +224,8 @@ def text(ids_L, p, tower):
                                  real_L if tower.mask_padding else None)
     if tower.pool == 'eot':
         pooled = tokens[list(ids_L).index(tower.eot_id)]
+    elif tower.pool == 'argmax':
+        pooled = tokens[list(ids_L).index(max(ids_L))]
     elif tower.pool in ('first', 'last'):
         pooled = tokens[0 if tower.pool == 'first' else len(tokens) - 1]
     else:

@@ -41,6 +41,16 @@ def _cudnn(query_BTNH, key_BSNH, value_BSNH, mask_BS, causal: bool):
                                         implementation='cudnn', **hidden)[:, :t]
 
 
+def _float64(query_BTNH, key_BSNH, value_BSNH, mask_BS, causal: bool):
+    """The plain formula throughout in float64: jax's has a float32 softmax."""
+    logits_BNTS = jnp.einsum('btnh,bsnh->bnts', query_BTNH, key_BSNH) * query_BTNH.shape[-1] ** -.5
+    seen = True if mask_BS is None else mask_BS[:, None, None, :]
+    if causal:
+        seen = seen & jnp.tril(jnp.ones(logits_BNTS.shape[-2:], bool))
+    weight_BNTS = jax.nn.softmax(jnp.where(seen, logits_BNTS, jnp.finfo(jnp.float32).min))
+    return jnp.einsum('bnts,bsnh->btnh', weight_BNTS, value_BSNH)
+
+
 def choose(query_BTNH, key_BSNH) -> str:
     """What 'auto' is, on the platform of the current mesh."""
     target = platform.current()
@@ -52,7 +62,7 @@ def choose(query_BTNH, key_BSNH) -> str:
 
 
 def attend(query_BTNH, key_BSNH, value_BSNH, *, mask_BS=None, causal: bool = False, implementation: str = 'auto'):
-    """Scaled dot-product attention -> [B, T, N, H]; the softmax is float32.
+    """Scaled dot-product attention -> [B, T, N, H]; the softmax is float32 (float64 for float64).
 
     ``implementation``: 'xla', 'cudnn' (GPUs), 'splash' (TPUs), or 'auto': cuDNN on a GPU where it can, splash on a TPU for
     sequences of at least SPLASH_FROM tokens, else XLA.
@@ -64,17 +74,23 @@ def attend(query_BTNH, key_BSNH, value_BSNH, *, mask_BS=None, causal: bool = Fal
         return splash.attend(query_BTNH, key_BSNH, value_BSNH, mask_BS=mask_BS, causal=causal)
     if implementation == 'cudnn':
         return _cudnn(query_BTNH, key_BSNH, value_BSNH, mask_BS, causal)
+    if query_BTNH.dtype == jnp.float64:
+        return _float64(query_BTNH, key_BSNH, value_BSNH, mask_BS, causal)
     mask = None if mask_BS is None else mask_BS[:, None, None, :]
     return jax.nn.dot_product_attention(query_BTNH, key_BSNH, value_BSNH, mask=mask, is_causal=causal, implementation='xla')
 
 
 class Attention(nn.Module):
-    """Multi-head attention of ``query_BTW`` over ``key_BSW`` (itself by default) -> [B, T, W]."""
+    """Multi-head attention of ``query_BTW`` over ``key_BSW`` (itself by default) -> [B, T, W].
+
+    ``bias``: of all four layers; ``qkv_bias`` of those of queries, keys and values, if all have one.
+    """
     heads: int
     kernel_init: Any = nn.initializers.xavier_uniform()
     out_init: Any = nn.initializers.xavier_uniform()
     causal: bool = False
     bias: bool = True
+    qkv_bias: bool = True
     dtype: Any = jnp.float32
     implementation: str = 'auto'
 
@@ -88,7 +104,7 @@ class Attention(nn.Module):
             raise RecipeError(f'heads: {self.heads} heads do not divide the width {width}')
 
         def project(name, x_BLW):
-            y_BLW = nn.Dense(width, self.bias, self.dtype, kernel_init=self.kernel_init, name=name)(x_BLW)
+            y_BLW = nn.Dense(width, self.bias and self.qkv_bias, self.dtype, kernel_init=self.kernel_init, name=name)(x_BLW)
             return rearrange(checkpoint_name(y_BLW, 'qkv'), 'b l (n h) -> b l n h', n=self.heads)
 
         query_BTNH, key_BSNH, value_BSNH = project('query', query_BTW), project('key', key_BSW), project('value', key_BSW)

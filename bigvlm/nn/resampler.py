@@ -17,7 +17,8 @@ class Resampler(nn.Module):
     """[B, S, W] -> [B, Q, D]: ``queries`` learned vectors that attend to the tokens, ``depth`` times.
 
     Fields:
-        width: of queries, 0 for the tokens'.
+        width: of queries, 0 for the tokens'. project: whether tokens of another width are brought to that first; else the attention's
+            keys and values do it alone (open_clip's pooler).
         mlp: hidden width of an MLP after each attention, 0 for none (CoCa's attentional pooler, arXiv 2205.01917, has one
             layer without; MAP heads, Perceiver and Q-Former have one).
         among: whether queries also see each other: '' no; 'keys', in the same attention, after the tokens (the Perceiver
@@ -27,6 +28,7 @@ class Resampler(nn.Module):
     queries: int
     heads: int
     width: int = 0
+    project: bool = True
     depth: int = 1
     mlp: int = 0
     among: str = ''
@@ -41,7 +43,7 @@ class Resampler(nn.Module):
         width = self.width or tokens_BSW.shape[-1]
         query_QD = self.param('queries', nn.initializers.normal(width ** -.5), (self.queries, width)).astype(self.dtype)
         x_BQD = repeat(query_QD, 'q d -> b q d', b=tokens_BSW.shape[0])
-        if tokens_BSW.shape[-1] != width:
+        if self.project and tokens_BSW.shape[-1] != width:
             tokens_BSW = nn.Dense(width, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform(), name='project')(tokens_BSW)
         for layer in range(self.depth):
             x_BQD = self._layer(x_BQD, tokens_BSW, mask_BS, f'layer{layer}')

@@ -129,6 +129,7 @@ class Block(nn.Module):
     post_norm: bool = False
     cross: bool = False
     cross_mlp: bool = False
+    qkv_bias: bool = True
 
     @nn.compact
     def __call__(self, x_BLW, layer, keys_B, mask_BL, cache=None, context_BSW=None, context_mask_BS=None, index=None):
@@ -148,7 +149,8 @@ class Block(nn.Module):
             return norm(add(x_BLW, branch(x_BLW), site)) if self.post_norm else add(x_BLW, branch(norm(x_BLW)), site)
 
         x_BLW = mesh.constrain_batch(x_BLW)
-        attention = functools.partial(Attention, self.heads, qkv, out, dtype=self.dtype, implementation=self.implementation)
+        attention = functools.partial(Attention, self.heads, qkv, out, qkv_bias=self.qkv_bias, dtype=self.dtype,
+                                      implementation=self.implementation)
         mlp = functools.partial(Mlp, self.hidden, self.activation, fc1, fc2, self.dtype)
 
         def itself(x_BLW):
@@ -186,7 +188,8 @@ class Transformer(nn.Module):
     """``depth`` blocks, scanned, and a last norm: [B, L, W] -> ([B, L, W], {layer: [B, L, W]}).
 
     The parameters of all blocks are stacked on a leading axis under ``blocks``. ``post_norm`` blocks end with a norm of
-    their own, so there is no last one. ``cross``, ``cross_mlp``: see Block; the context is given in the call.
+    their own, so there is no last one, and none without ``last_norm``. ``cross``, ``cross_mlp``: see Block; the context is given in
+    the call. ``qkv_bias``: whether queries, keys and values have biases.
     """
     depth: int
     heads: int
@@ -204,6 +207,8 @@ class Transformer(nn.Module):
     post_norm: bool = False
     cross: bool = False
     cross_mlp: bool = False
+    qkv_bias: bool = True
+    last_norm: bool = True
 
     @nn.compact
     def __call__(self, x_BLW, *, keys_B=None, mask_BL=None, layers=(), context_BSW=None, context_mask_BS=None, cache=None, index=None):
@@ -220,14 +225,16 @@ class Transformer(nn.Module):
             heads=self.heads, hidden=hidden, depth=self.depth, activation=self.activation, init_scheme=self.init_scheme,
             norm_eps=self.norm_eps, causal=self.causal, dropout=self.dropout, drop_path=self.drop_path, collect=bool(layers),
             dtype=self.dtype, implementation=self.implementation, post_norm=self.post_norm,
-            cross=self.cross or self.cross_mlp, cross_mlp=self.cross_mlp, name='blocks')(
+            cross=self.cross or self.cross_mlp, cross_mlp=self.cross_mlp, qkv_bias=self.qkv_bias, name='blocks')(
                 x_BLW, jnp.arange(self.depth), keys_B, mask_BL, cache, context_BSW, context_mask_BS, index)
         collected = {-1: x_BLW}
         for i in layers:
             if not -self.depth <= i < self.depth:
                 raise RecipeError(f'layers: there is no layer {i} among {self.depth}')
             collected[i] = all_layers[i]
-        normed_BLW = x_BLW if self.post_norm else nn.LayerNorm(epsilon=self.norm_eps, dtype=self.dtype, name='norm')(x_BLW)
+        normed_BLW = x_BLW
+        if self.last_norm and not self.post_norm:
+            normed_BLW = nn.LayerNorm(epsilon=self.norm_eps, dtype=self.dtype, name='norm')(x_BLW)
         return (normed_BLW, collected) if cache is None else (normed_BLW, collected, new_cache)
 
 

@@ -55,7 +55,8 @@ class MaskedImage(nn.Module):
         patch: the side of a patch, for pixels; for codes only to draw them.
         count: how many patches are masked, if all masks have as many (``block_patch_mask``'s count): the head then runs on these
             alone. 0: on all, whatever the masks are. Masked patches beyond ``count`` would not be predicted.
-        transform: whether a dense layer, GELU and a norm come before the last layer (FLAVA's head) or not (BEiT's, SimMIM's).
+        transform: whether a dense layer, GELU and a norm (of ``norm_eps``) come before the last layer (FLAVA's head) or not (BEiT's,
+            SimMIM's).
         grid: rows and columns of patches, for compiling without data.
     """
     image: str = 'image'
@@ -71,6 +72,7 @@ class MaskedImage(nn.Module):
     std: tuple[float, ...] = (.5, .5, .5)
     count: int = 0
     transform: bool = False
+    norm_eps: float = 1e-5
     grid: tuple[int, int] = (14, 14)
     weight: float = 1.
     kinds: tuple[str, ...] = ('images',)
@@ -132,7 +134,7 @@ class MaskedImage(nn.Module):
         dtype = x_BKW.dtype
         if self.transform:
             x_BKW = used(nn.Dense, self, 'transform', dtype)(x_BKW.shape[-1], dtype=dtype, name='transform')(x_BKW)
-            x_BKW = nn.LayerNorm(epsilon=1e-5, dtype=dtype, name='norm')(nn.gelu(x_BKW, approximate=False))
+            x_BKW = nn.LayerNorm(epsilon=self.norm_eps, dtype=dtype, name='norm')(nn.gelu(x_BKW, approximate=False))
         return used(nn.Dense, self, 'head', dtype)(TARGETS[self.target].size(self), dtype=dtype, name='head')(x_BKW)
 
     def pixels(self, image_BHWC: jax.Array) -> jax.Array:

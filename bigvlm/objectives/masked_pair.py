@@ -17,8 +17,8 @@ class MaskedPair(nn.Module):
     """The losses of ``masked_image`` (of codes) and ``masked_text``, on the tokens of a fusion of masked image and masked text.
 
     ``image``, ``mask``, ``codes``, ``text``, ``target`` are batch keys, as those objectives read them; ``count``, ``grid``,
-    ``image_vocab`` (codes) and ``vocab``, ``most`` (words) their fields. The loss is ``image_weight`` times the one plus
-    ``text_weight`` times the other, each a mean over what is masked in the global batch.
+    ``image_vocab``, ``image_norm_eps`` (codes) and ``vocab``, ``most``, ``norm_eps`` (words) theirs. The loss is
+    ``image_weight`` times the one plus ``text_weight`` times the other, each a mean over what is masked in the global batch.
     """
     image: str = 'image'
     text: str = 'masked_text'
@@ -28,11 +28,13 @@ class MaskedPair(nn.Module):
     mask: str = 'patch_mask'
     codes: str = 'patch_codes'
     image_vocab: int = 8192
+    image_norm_eps: float = 1e-5
     count: int = 0
     grid: tuple[int, int] = (14, 14)
     target: str = 'text_target'
     vocab: int = 30_522
     most: int = 0
+    norm_eps: float = 1e-12
     image_weight: float = 1.
     text_weight: float = 1.
     weight: float = 1.
@@ -40,8 +42,10 @@ class MaskedPair(nn.Module):
 
     def setup(self):
         self.patches = MaskedImage(image=self.image, image_tower=self.image_tower, mask=self.mask, codes=self.codes, transform=True,
-                                   vocab=self.image_vocab, count=self.count, grid=self.grid)
-        self.words = MaskedText(text=self.text, target=self.target, text_tower=self.text_tower, vocab=self.vocab, most=self.most)
+                                   vocab=self.image_vocab, count=self.count, grid=self.grid,
+                                   norm_eps=self.image_norm_eps)
+        self.words = MaskedText(text=self.text, target=self.target, text_tower=self.text_tower, vocab=self.vocab, most=self.most,
+                                norm_eps=self.norm_eps)
 
     def towers(self) -> dict[str, tuple[str, str]]:
         """{batch key: (field, tower)} of what is encoded, and of targets of the same shape."""
@@ -57,7 +61,8 @@ class MaskedPair(nn.Module):
         """Per example what the two objectives say of the fused tokens."""
         image = encode(self.image_tower, self.image, masked=self.mask)
         text = encode(self.text_tower, self.text)
-        joint = encode.part(self.fusion)(image.tokens_BLD, text.tokens_BLD, text_mask=text.mask_BL, keys_B=encode.keys('masked_pair'))
+        fusion = encode.part(self.fusion)
+        joint = fusion(fusion.read(image), fusion.read(text), text_mask=text.mask_BL, keys_B=encode.keys('masked_pair'))
         length = image.tokens_BLD.shape[1]
         fused = {self.image: Encoded(None, joint.tokens_BLD[:, 1:1 + length]), self.text: Encoded(None, joint.tokens_BLD[:, 1 + length:])}
 

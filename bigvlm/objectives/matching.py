@@ -57,11 +57,12 @@ class Matching(nn.Module):
     def features(self, encode: Callable, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """Per example: tokens, masks and pooled embeddings of both, a seed, and what tells equal texts."""
         image, text = encode(self.image_tower or self.image, self.image), encode(self.text_tower or self.text, self.text)
+        fusion = encode.part(self.fusion)
         keys_B, ids_B2 = encode.keys(f'matching/{self.text}'), jnp.asarray(batch['id'])
         # In evaluation, too, wrong pairs are drawn: then by the examples' numbers, well mixed, since small ones would all be
         # below ``wrong``.
         seed_B = dual_encoder.caption_hash(ids_B2)[:, 0] if keys_B is None else jax.vmap(jax.random.bits)(keys_B)
-        found = dict(image_BMV=image.tokens_BLD, text_BNT=text.tokens_BLD, text_mask_BN=jnp.asarray(text.mask_BL), seed_B=seed_B,
+        found = dict(image_BMV=fusion.read(image), text_BNT=fusion.read(text), text_mask_BN=jnp.asarray(text.mask_BL), seed_B=seed_B,
                      image_BD=dual_encoder.unit(image.pooled_BD), pooled_BD=dual_encoder.unit(text.pooled_BD))
         side = dual_encoder.POSITIVES[self.same].side
         return found if side is None else found | {'side_B': side(batch, self.text)}

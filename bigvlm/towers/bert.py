@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from bigvlm.core import layout
+from bigvlm.core.foreign import Theirs
 from bigvlm.core.parts import RecipeError
 from bigvlm.nn import transformer
 from bigvlm.nn.embed import Embed
@@ -45,6 +46,28 @@ FOREIGN = {
     }.items() for mine, other in (('kernel', 'weight'), ('bias', 'bias'))},
 }
 
+# Names in big_vision, whose text tower with BERT is flaxformer's. Kernels lead with their inputs.
+_FLAX_LAYER = 'BertEncoder_0/encoder_block/layer_sequence/layers_{}/'
+BIG_VISION = {
+    'embed/embedding': 'BertEncoder_0/embedder/embedders_token_ids/embedding',
+    'position': 'BertEncoder_0/embedder/embedders_position_ids/embedding',
+    'type': 'BertEncoder_0/embedder/embedders_segment_ids/embedding',
+    **{f'{ours}/{name}': f'{theirs}/{name}' for ours, theirs in {
+        'embed_norm': 'BertEncoder_0/layer_norm',
+        'encoder/blocks/norm1': _FLAX_LAYER + 'attention_block/layer_norm',
+        'encoder/blocks/norm2': _FLAX_LAYER + 'mlp_block/layer_norm',
+    }.items() for name in ('scale', 'bias')},
+    **{f'{ours}/{name}': Theirs(f'{theirs}/{name}', pattern) for ours, theirs in {
+        'encoder/blocks/attention/query': _FLAX_LAYER + 'attention_block/attention_layer/query',
+        'encoder/blocks/attention/key': _FLAX_LAYER + 'attention_block/attention_layer/key',
+        'encoder/blocks/attention/value': _FLAX_LAYER + 'attention_block/attention_layer/value',
+        'encoder/blocks/attention/out': _FLAX_LAYER + 'attention_block/dense_layer',
+        'encoder/blocks/mlp/fc1': _FLAX_LAYER + 'mlp_block/mlp/dense_layer',
+        'encoder/blocks/mlp/fc2': _FLAX_LAYER + 'mlp_block/dense_layer',
+        'out': 'head',
+    }.items() for name, pattern in (('kernel', 'i o -> i o'), ('bias', ''))},
+}
+
 
 class Bert(nn.Module):
     """int32 token ids [B, L] -> Encoded. Padding, ``pad_id``, is attended to by none.
@@ -56,7 +79,9 @@ class Bert(nn.Module):
             ``pad_id`` 1 (whose padding has a position of its own, which shows in the tokens of padding only).
         types: rows of the table of segments, 0 for none; a text is one segment, of the first (BERT has 2, RoBERTa 1).
         pre_norm: norms before attention and MLP, and one at the end, in place of BERT's after them (FLAVA).
+        qkv_bias: whether queries, keys and values have biases (BERT's have).
         pool: 'cls' (the first token), 'mean' or 'max' of the real tokens, or 'pooler': a dense layer of the first token and tanh.
+        neck: width of a norm and a linear layer between the pool and the projection, 0 for none (AltCLIP).
         out_dim: width of a last projection, 0 for none; ``out_bias`` its bias.
         dropout: of embeddings and of what attention and MLP add. BERT's dropout of attention weights is not there.
         RoBERTa: vocab=50_265, length=512, first_position=2, pad_id=1, types=1, norm_eps=1e-5.
@@ -71,8 +96,10 @@ class Bert(nn.Module):
     first_position: int = 0
     types: int = 2
     pre_norm: bool = False
+    qkv_bias: bool = True
     pool: str = 'cls'
     pad_id: int = 0
+    neck: int = 0
     out_dim: int = 0
     out_bias: bool = True
     activation: str = 'gelu'
@@ -100,7 +127,7 @@ class Bert(nn.Module):
         choose(dict.fromkeys(POOLS), self.pool, 'pool')
         if not 0 <= self.pad_id < self.vocab:
             raise RecipeError(f'pad_id: {self.pad_id} is not a token of a vocabulary of {self.vocab}')
-        for field, least in (('length', 1), ('first_position', 0), ('types', 0)):
+        for field, least in (('length', 1), ('first_position', 0), ('types', 0), ('neck', 0)):
             if getattr(self, field) < least:
                 raise RecipeError(f'{field}: found {getattr(self, field)}; valid: {least} or more')
         transformer.check(self)
@@ -124,9 +151,13 @@ class Bert(nn.Module):
         x_BLW = dropout(self.embed(text_BL, width, dtype), self.dropout, keys_B, EMBED_PLACE)
         encoder = Transformer(depth, heads, mlp_dim=hidden, activation=self.activation, init_scheme=self.init_scheme,
                               norm_eps=self.norm_eps, dropout=self.dropout, drop_path=self.drop_path, remat=self.remat, dtype=dtype,
-                              implementation=self.attention, post_norm=not self.pre_norm, name='encoder')
+                              implementation=self.attention, post_norm=not self.pre_norm, qkv_bias=self.qkv_bias, name='encoder')
         x_BLW, collected = encoder(x_BLW, keys_B=keys_B, mask_BL=mask_BL, layers=layers)
         pooled_BD = self.pooled(x_BLW, mask_BL)
+        if self.neck:
+            pooled_BD = nn.LayerNorm(epsilon=self.norm_eps, dtype=dtype, name='neck_norm')(pooled_BD)
+            pooled_BD = used(nn.Dense, self, 'neck', dtype)(self.neck, dtype=dtype, kernel_init=nn.initializers.truncated_normal(.02),
+                                                            name='neck')(pooled_BD)
         if self.out_dim:
             out_init = nn.initializers.truncated_normal(.02) if self.init_scheme == 'bert' else nn.initializers.lecun_normal()
             pooled_BD = used(nn.Dense, self, 'out', dtype)(self.out_dim, self.out_bias, dtype, kernel_init=out_init, name='out')(pooled_BD)

@@ -13,6 +13,7 @@ from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
 from bigvlm.core import mesh
+from bigvlm.core.foreign import Theirs
 from bigvlm.core.parts import RecipeError
 from bigvlm.nn import transformer
 from bigvlm.nn.encoded import Encoded
@@ -25,21 +26,22 @@ SIZES = {'T': (96, (2, 2, 6, 2)), 'S': (96, (2, 2, 18, 2)), 'B': (128, (2, 2, 18
 HEAD = 32
 _init = nn.initializers.truncated_normal(.02)
 
-# Names of the same arrays in Hugging Face's checkpoints of SwinModel. {stage} counts from 0; {block} counts the blocks of
-# a stage, of which ``plain`` are the even and ``shifted`` the odd ones, stacked here in their order. Kernels are transposed
-# there; the patches' is a convolution's [C, 3, patch, patch], here rows of (row, column, colour).
-_BLOCK = 'encoder.layers.{stage}.blocks.{block}.'
+# Names of the same arrays in Hugging Face's checkpoints of SwinModel, whose modules in memory are called otherwise; p and q are the
+# sides of a patch. Blocks that are ``plain`` here are the even ones of a stage there, ``shifted`` ones the odd.
+_BLOCK = 'encoder.layers.{stage}.blocks.{}.'
 FOREIGN = {
-    'patch_embed/kernel': 'embeddings.patch_embeddings.projection.weight',
+    'patch_embed/kernel': Theirs('embeddings.patch_embeddings.projection.weight', 'w c p q -> (p q c) w'),
     'patch_embed/bias': 'embeddings.patch_embeddings.projection.bias',
     'patch_norm/scale': 'embeddings.norm.weight', 'patch_norm/bias': 'embeddings.norm.bias',
-    **{f'stage{{stage}}/blocks/{{kind}}/{ours}/{mine}': f'{_BLOCK}{theirs}.{other}' for ours, theirs, first in (
-        ('norm1', 'layernorm_before', 'scale'), ('norm2', 'layernorm_after', 'scale'),
-        ('attention/query', 'attention.self.query', 'kernel'), ('attention/key', 'attention.self.key', 'kernel'),
-        ('attention/value', 'attention.self.value', 'kernel'), ('attention/out', 'attention.output.dense', 'kernel'),
-        ('mlp/fc1', 'intermediate.dense', 'kernel'), ('mlp/fc2', 'output.dense', 'kernel'))
-       for mine, other in ((first, 'weight'), ('bias', 'bias'))},
-    'stage{stage}/blocks/{kind}/attention/position_bias': _BLOCK + 'attention.self.relative_position_bias_table',
+    **{f'stage{{stage}}/blocks/{kind}/{ours}': Theirs(f'{_BLOCK}{theirs}', layers=(first, 2))
+       for first, kind in enumerate(('plain', 'shifted')) for ours, theirs in {
+        **{f'{ours}/{mine}': f'{theirs}.{other}' for ours, theirs, weight in (
+            ('norm1', 'layernorm_before', 'scale'), ('norm2', 'layernorm_after', 'scale'),
+            ('attention/query', 'attention.self.query', 'kernel'), ('attention/key', 'attention.self.key', 'kernel'),
+            ('attention/value', 'attention.self.value', 'kernel'), ('attention/out', 'attention.output.dense', 'kernel'),
+            ('mlp/fc1', 'intermediate.dense', 'kernel'), ('mlp/fc2', 'output.dense', 'kernel'))
+           for mine, other in ((weight, 'weight'), ('bias', 'bias'))},
+        'attention/position_bias': 'attention.self.relative_position_bias_table'}.items()},
     'merge{stage}/norm/scale': 'encoder.layers.{stage}.downsample.norm.weight',
     'merge{stage}/norm/bias': 'encoder.layers.{stage}.downsample.norm.bias',
     'merge{stage}/reduction/kernel': 'encoder.layers.{stage}.downsample.reduction.weight',

@@ -26,10 +26,13 @@ class Text(nn.Module):
     Fields:
         vocab, length: size of the vocabulary, and the number of learned positions (texts may be shorter, not longer).
         size: one of nn.sizes.SIZES, or '' with ``width``, ``depth``, ``heads`` given; those override the size's.
-        causal: CLIP's mask. pool: 'eot' (the first ``eot_id``), 'last', 'first', 'max' or 'mean' (over real tokens).
+        causal: CLIP's mask. pool: 'eot' (the first ``eot_id``), 'argmax' (the first of the largest id: OpenAI's code, whose end of text
+            is that), 'last', 'first', 'max' or 'mean' (over real tokens).
         mask_padding: whether attention ignores ``pad_id``; neither CLIP nor SigLIP does.
         class_token: a learned token after the text, with the last position, which pools with pool='last' (CoCa: it sees the whole
             text although that is causal; with mask_padding, no padding).
+        late_mask: with a class token, mask_padding hides the token after a padding token, also if it is that one, instead of the
+            padding itself (open_clip's CoCa).
         out_dim: width of a last projection, 0 for none; ``out_bias`` its bias (SigLIP has one, CLIP has none).
     """
     vocab: int = 32_000
@@ -45,6 +48,7 @@ class Text(nn.Module):
     pad_id: int = 1
     mask_padding: bool = False
     class_token: bool = False
+    late_mask: bool = False
     out_dim: int = 0
     out_bias: bool = True
     activation: str = 'gelu_tanh'
@@ -59,9 +63,11 @@ class Text(nn.Module):
     def check(self) -> None:
         """Raises RecipeError for impossible fields; needs no device."""
         dims(self)
-        choose(dict.fromkeys(('eot', 'last', 'first', 'max', 'mean')), self.pool, 'pool')
+        choose(dict.fromkeys(('eot', 'argmax', 'last', 'first', 'max', 'mean')), self.pool, 'pool')
         if self.class_token and self.pool != 'last':
             raise RecipeError(f"pool: a class token after the text pools with pool='last', found {self.pool!r}")
+        if self.late_mask and not (self.class_token and self.mask_padding):
+            raise RecipeError('late_mask: it is of a mask_padding with a class_token, which this tower has not')
         if self.pool == 'eot' and not 0 <= self.eot_id < self.vocab:
             raise RecipeError(f'eot_id: {self.eot_id} is not a token of a vocabulary of {self.vocab}')
         if self.length < 1:
@@ -96,14 +102,15 @@ class Text(nn.Module):
             x_B1W, collected, cache = self._blocks(depth, heads, hidden, dtype)(x_B1W, layers=layers, cache=cache, index=index)
             return Encoded(None, x_B1W, None, collected), cache
         x_BLW = embed(text_BL) + position_LW[:text_BL.shape[1]]
-        mask_BL = text_BL != self.pad_id if mask is None else mask
+        mask_BL = seen_BL = text_BL != self.pad_id if mask is None else mask
         if self.class_token:
             token_W = self.param('class_token', token_init, (width,)).astype(dtype) + position_LW[-1]
             x_BLW = jnp.concatenate([x_BLW, repeat(token_W, 'w -> b 1 w', b=x_BLW.shape[0])], axis=1)
-            mask_BL = jnp.pad(mask_BL, ((0, 0), (0, 1)), constant_values=True)
+            mask_BL, late_BL = (jnp.pad(mask_BL, ((0, 0), side), constant_values=True) for side in ((0, 1), (1, 0)))
+            seen_BL = late_BL if self.late_mask else mask_BL
         x_BLW = dropout(x_BLW, self.dropout, keys_B, EMBED_PLACE)
         encoder = self._blocks(depth, heads, hidden, dtype)
-        x_BLW, collected = encoder(x_BLW, keys_B=keys_B, mask_BL=mask_BL if self.mask_padding else None, layers=layers)
+        x_BLW, collected = encoder(x_BLW, keys_B=keys_B, mask_BL=seen_BL if self.mask_padding else None, layers=layers)
         pooled_BD = self.pooled(x_BLW, text_BL, mask_BL)
         if self.out_dim:
             out_init = nn.initializers.normal(width ** -.5) if self.init_scheme == 'clip' else nn.initializers.lecun_normal()
@@ -116,8 +123,8 @@ class Text(nn.Module):
                            remat=self.remat, dtype=dtype, implementation=self.attention, name='encoder')
 
     def pooled(self, x_BLW, text_BL, mask_BL):
-        if self.pool == 'eot':
-            index_B = jnp.argmax(text_BL == self.eot_id, axis=1)
+        if self.pool in ('eot', 'argmax'):
+            index_B = jnp.argmax(text_BL == self.eot_id if self.pool == 'eot' else text_BL, axis=1)
             return jnp.take_along_axis(x_BLW, index_B[:, None, None], axis=1)[:, 0]
         if self.pool in ('last', 'first'):
             return x_BLW[:, -1 if self.pool == 'last' else 0]

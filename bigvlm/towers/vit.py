@@ -45,12 +45,17 @@ class ViT(nn.Module):
         patch, image: patch side, and the image side whose grid learned positions are stored at (others are resampled).
         trim: whether images whose side is no multiple of the patch lose their last rows and columns of pixels, as under a strided
             convolution (SigLIP So400m/14 at 384 pixels sees 378); otherwise they are an error.
-        pool: 'cls' (a class token is added), 'gap' (mean of the tokens), 'map' (attention pooling with an MLP); CoCa's, whose
-            tokens are what ``queries`` learned queries of ``query_heads`` heads read from the patches: 'cascade', one more query
-            over them pools (the paper), or 'queries', one more beside them does (open_clip).
+        pool: 'cls' (a class token is added), 'pooler' (a dense layer of that and tanh: transformers' ViT), 'gap' (mean of the
+            tokens), 'map' (attention pooling with an MLP); CoCa's, whose tokens are what
+            ``queries`` learned queries of ``query_heads`` heads read from the patches: 'cascade', one more query over them pools (the
+            paper), or 'queries', one more beside them does (open_clip).
+        query_width: of those queries, 0 for the tokens'.
+        class_token: has a class token with another pool than 'cls', too: 'gap' and 'map' leave it out, queries read it.
+        class_position: whether a class token has a learned position of its own.
+        last_norm: what the last norm is of: 'tokens', before they are pooled, 'pooled' (the tokens then have none), or 'none'.
         out_dim: width of a last projection, 0 for none; ``out_bias`` its bias.
         position: 'learned' or 'sincos2d'.
-        pre_norm: CLIP's norm before the blocks; ``patch_bias``: CLIP has none.
+        pre_norm: CLIP's norm before the blocks; ``patch_bias``: CLIP has none; ``qkv_bias``: of the blocks' queries, keys and values.
         patch_dropout: fraction of patches dropped in training (FLIP).
         mask_token: has a learned vector that takes the place of patches masked in a call (BEiT, SimMIM).
         mean, std: normalisation of pixels in [0, 1], done here on the device.
@@ -64,6 +69,10 @@ class ViT(nn.Module):
     pool: str = 'map'
     queries: int = 256
     query_heads: int = 0
+    query_width: int = 0
+    class_token: bool = False
+    class_position: bool = True
+    last_norm: str = 'tokens'
     out_dim: int = 0
     out_bias: bool = True
     width: int = 0
@@ -73,6 +82,7 @@ class ViT(nn.Module):
     position: str = 'learned'
     pre_norm: bool = False
     patch_bias: bool = True
+    qkv_bias: bool = True
     activation: str = 'gelu_tanh'
     init_scheme: str = 'xavier'
     norm_eps: float = 1e-6
@@ -88,12 +98,16 @@ class ViT(nn.Module):
 
     def check(self) -> None:
         """Raises RecipeError for impossible fields; needs no device."""
-        width, *_ = dims(self)
+        width, _, _, heads = dims(self)
         if self.patch < 1 or self.image < self.patch or self.image % self.patch and not self.trim:
             raise RecipeError(f'image: a side of {self.image} is not a multiple of the patch side {self.patch} (trim=True cuts it)')
-        choose(dict.fromkeys(('cls', 'gap', 'map', 'queries', 'cascade')), self.pool, 'pool')
-        if self.queries < 1 or width % (self.query_heads or 1):
-            raise RecipeError(f'queries: {self.queries} queries, of {self.query_heads} heads (0: those of the blocks), cannot pool {width}')
+        choose(dict.fromkeys(('cls', 'pooler', 'gap', 'map', 'queries', 'cascade')), self.pool, 'pool')
+        if self.queries < 1 or (self.query_width or width) % (self.query_heads or heads):
+            raise RecipeError(f'queries: {self.queries} queries, of {self.query_heads} heads (0: those of the blocks), cannot pool '
+                              f'{self.query_width or width}')
+        choose(dict.fromkeys(('tokens', 'pooled', 'none')), self.last_norm, 'last_norm')
+        if self.last_norm == 'pooled' and self.pool in ('queries', 'cascade'):
+            raise RecipeError(f'last_norm: with pool={self.pool!r}, whose queries have a norm of their own, it is tokens or none')
         choose(dict.fromkeys(('learned', 'sincos2d')), self.position, 'position')
         if self.position == 'sincos2d':
             positions.check_sincos2d(width)
@@ -123,10 +137,10 @@ class ViT(nn.Module):
             x_BLW = jnp.take_along_axis(x_BLW, kept[:, :, None], axis=1)
         elif masked is None:
             x_BLW = patch_dropout(x_BLW, self.patch_dropout, keys_B)
-        if self.pool == 'cls':
+        if self.pool in ('cls', 'pooler') or self.class_token:
             scale = width ** -.5 if self.init_scheme == 'clip' else 0.
             token = self.param('class_token', nn.initializers.normal(scale), (width,))
-            if self.position == 'learned':
+            if self.position == 'learned' and self.class_position:
                 token = token + self.param('class_position', nn.initializers.normal(width ** -.5), (width,))
             x_BLW = jnp.concatenate([repeat(token.astype(dtype), 'w -> b 1 w', b=x_BLW.shape[0]), x_BLW], axis=1)
         if self.pre_norm:
@@ -135,12 +149,14 @@ class ViT(nn.Module):
         encoder = Transformer(depth, heads, mlp_dim=hidden, activation=self.activation, init_scheme=self.init_scheme,
                               norm_eps=self.norm_eps,
                               dropout=self.dropout, drop_path=self.drop_path, remat=self.remat, dtype=dtype,
-                              implementation=self.attention, name='encoder')
+                              implementation=self.attention, qkv_bias=self.qkv_bias, last_norm=self.last_norm == 'tokens', name='encoder')
         x_BLW, collected = encoder(x_BLW, keys_B=keys_B, layers=layers)
         if self.pool in ('queries', 'cascade'):
             pooled_BD, x_BLW = self.queried(x_BLW, heads, dtype)
         else:
             pooled_BD = self.pooled(x_BLW, heads, hidden, dtype)
+        if self.last_norm == 'pooled':
+            pooled_BD = nn.LayerNorm(epsilon=self.norm_eps, dtype=dtype, name='pooled_norm')(pooled_BD)
         features_BD = pooled_BD
         if self.out_dim:
             out_init = nn.initializers.normal(width ** -.5) if self.init_scheme == 'clip' else nn.initializers.lecun_normal()
@@ -176,16 +192,19 @@ class ViT(nn.Module):
     def pooled(self, x_BLW, heads: int, hidden: int, dtype):
         if self.pool == 'cls':
             return x_BLW[:, 0]
+        if self.pool == 'pooler':
+            return jnp.tanh(used(nn.Dense, self, 'pooler', dtype)(x_BLW.shape[-1], dtype=dtype, name='pooler')(x_BLW[:, 0]))
+        x_BLW = x_BLW[:, int(self.class_token):]
         if self.pool == 'gap':
             return x_BLW.astype(jnp.float32).mean(axis=1).astype(dtype)
         return used(MapHead, self, 'map', dtype)(heads, hidden, self.norm_eps, dtype, self.attention, self.activation, name='map')(x_BLW)
 
     def queried(self, x_BLW, heads: int, dtype):
-        """(pooled [B, W], tokens [B, queries, W]) by attentional pooling (CoCa, arXiv 2205.01917, section 3.2)."""
+        """(pooled [B, query_width], tokens [B, queries, query_width]) by attentional pooling (CoCa, arXiv 2205.01917, section 3.2)."""
         def read(name, queries, x_BLW):
             resampler = used(Resampler, self, name, dtype)
-            return resampler(queries, self.query_heads or heads, norm_eps=self.norm_eps, dtype=dtype, implementation=self.attention,
-                             name=name)(x_BLW)
+            return resampler(queries, self.query_heads or heads, width=self.query_width, project=False, norm_eps=self.norm_eps, dtype=dtype,
+                             implementation=self.attention, name=name)(x_BLW)
         if self.pool == 'queries':
             x_BQW = read('read', self.queries + 1, x_BLW)
             return x_BQW[:, 0], x_BQW[:, 1:]

@@ -41,6 +41,17 @@ def test_value_and_gradient_equal_the_reference(cross, causal, padded, bias):
     assert max(errors.values()) < 2e-5, errors
 
 
+@pytest.mark.parametrize('causal, padded', [(True, False), (False, True), (True, True)])
+def test_float64_stays_float64(causal, padded):
+    module = Attention(2, causal=causal, dtype=jnp.float64)
+    masks_BS = MASK_BS if padded else np.ones_like(MASK_BS)
+    with jax.enable_x64(True):
+        p = reference.float64(reference.randomise(jax.eval_shape(module.init, jax.random.key(0), KEY_BSW)['params']))
+        out = fast.jit(module.apply)({'params': p}, np.float64(KEY_BSW), mask_BS=jnp.asarray(MASK_BS) if padded else None)
+    expected = [reference.attention(x, x, p, 2, causal, mask_S) for x, mask_S in zip(np.float64(KEY_BSW), masks_BS)]
+    assert reference.relative(out, expected) < 1e-14
+
+
 def test_softmax_is_float32_whatever_the_inputs():
     """Close logits around 200: bfloat16 cannot tell them apart by less than 1, float32 can."""
     query = np.full((1, 1, 1, 8), 8., np.float32)

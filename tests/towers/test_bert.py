@@ -1,4 +1,4 @@
-"""BERT-like towers against a NumPy formula and against transformers' models; padding, positions, dropout, sizes."""
+"""BERT-like towers against a NumPy formula (against transformers: tests/interop); padding, positions, dropout, sizes."""
 
 import functools
 
@@ -8,11 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
-import torch_models
 
 from bigvlm.core.parts import RecipeError
 from bigvlm.nn.random import example_keys
-from bigvlm.towers import bert
 from bigvlm.towers.bert import Bert
 
 SMALL = dict(size='', width=8, depth=2, heads=2, vocab=12, length=7, dtype='float32', norm_eps=1e-3)
@@ -20,9 +18,10 @@ IDS_BL = np.array([[10, 3, 4, 5, 11, 0], [10, 7, 11, 0, 0, 0]], np.int32)  # few
 CASES = {
     'bert': dict(pool='pooler'),
     'roberta': dict(pool='mean', first_position=2, types=1, pad_id=0, mlp_dim=12, out_dim=6),
-    'flava': dict(pre_norm=True, pool='cls', out_dim=6, out_bias=False),
+    'flava': dict(pre_norm=True, pool='cls', out_dim=6, out_bias=False, qkv_bias=False),
+    'altclip': dict(pool='cls', first_position=2, types=1, neck=5, out_dim=6, out_bias=False),
     'max': dict(pool='max', types=0, activation='relu')}
-GRADIENTS = ('bert', 'flava')
+GRADIENTS = ('bert', 'altclip', 'flava')
 WEIGHT_BD = np.random.default_rng(0).normal(size=(2, 8)).astype(np.float32)
 KEYS_B = example_keys(jax.random.key(3), np.array([[0, 4], [1, 9]], np.uint32), 0)
 
@@ -72,6 +71,8 @@ def formula(ids_L, p, tower):
         pooled = np.tanh(reference.dense(x_LW[0], p['pooler']))
     else:
         pooled = x_LW[0] if tower.pool == 'cls' else getattr(np, tower.pool)(x_LW[real_L], axis=0)
+    if tower.neck:
+        pooled = reference.dense(reference.layer_norm(pooled, p['neck_norm'], eps), p['neck'])
     return (reference.dense(pooled, p['out']) if tower.out_dim else pooled), x_LW, layers
 
 
@@ -131,7 +132,8 @@ def test_released_models_have_as_many_parameters(size, fields, known):
     (dict(size='XL'), "^size: unknown value 'XL' .valid: tiny, mini"), (dict(size='', width=8), '^size: give one of tiny, .*, or width'),
     (dict(heads=5), '^heads: 5 heads do not divide the width 768$'), (dict(pool='eot'), "^pool: unknown value 'eot' .valid: cls, mean"),
     (dict(pad_id=30_522), '^pad_id: 30522 is not a token'), (dict(length=0), '^length: found 0; valid: 1 or more$'),
-    (dict(first_position=-1), '^first_position: found -1'), (dict(types=-1), '^types: found -1'), (dict(dropout=1.), '^dropout: 1.0')])
+    (dict(first_position=-1), '^first_position: found -1'), (dict(types=-1), '^types: found -1'),
+    (dict(neck=-1), '^neck: found -1; valid: 0 or more$'), (dict(dropout=1.), '^dropout: 1.0')])
 def test_impossible_fields_are_named_before_anything_runs(fields, message):
     with pytest.raises(RecipeError, match=message):
         Bert(**fields).check()
@@ -148,41 +150,3 @@ def test_bfloat16_is_of_compute_not_of_parameters():
 def test_texts_longer_than_the_positions_are_refused():
     with pytest.raises(RecipeError, match='length: texts of 8 tokens are longer than the 7 positions'):
         jax.eval_shape(Bert(**SMALL).init, jax.random.key(0), jnp.zeros((1, 8), jnp.int32))
-
-
-@pytest.mark.parity
-@pytest.mark.parametrize('name', ['Bert', 'Roberta'])
-def test_equals_transformers(name):
-    """Random weights, carried over by the table of names, which is of all of them."""
-    torch = pytest.importorskip('torch')
-    transformers = torch_models.transformers()
-    roberta = name == 'Roberta'
-    torch.manual_seed(0)
-    config = getattr(transformers, f'{name}Config')(
-        vocab_size=40, hidden_size=16, num_hidden_layers=3, num_attention_heads=4, intermediate_size=32,
-        max_position_embeddings=10 + 2 * roberta, type_vocab_size=2 - roberta, pad_token_id=int(roberta), layer_norm_eps=1e-5)
-    model = getattr(transformers, f'{name}Model')(config).eval()
-    tower = Bert(size='', width=16, depth=3, heads=4, mlp_dim=32, vocab=40, length=10, first_position=2 * roberta, types=2 - roberta,
-                 pad_id=int(roberta), pool='pooler', norm_eps=1e-5, dtype='float32')
-    rng = np.random.default_rng(0)
-    weights = {key: rng.normal(size=value.shape).astype(np.float32) / 2 for key, value in model.state_dict().items()
-               if value.is_floating_point()}
-    model.load_state_dict({key: torch.tensor(value) for key, value in weights.items()}, strict=False)
-    shapes = reference.flat(jax.eval_shape(tower.init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32))['params'])
-    assert shapes.keys() == bert.FOREIGN.keys()
-    found, used = {}, set()
-    for path, theirs in bert.FOREIGN.items():
-        names = [theirs.format(i) for i in range(3)] if '{}' in theirs else [theirs]
-        arrays = [weights[key].T if path.endswith('kernel') else weights[key] for key in names]
-        found[path] = np.stack(arrays) if '{}' in theirs else arrays[0]
-        assert found[path].shape == shapes[path].shape, path
-        used |= {*names}
-    assert used == weights.keys()
-    ids_BL = rng.integers(2, 40, (3, 8)).astype(np.int32)
-    ids_BL[1, 5:] = ids_BL[2, 1:] = int(roberta)
-    with torch.no_grad():
-        theirs = model(torch.tensor(ids_BL).long(), attention_mask=torch.tensor(ids_BL != int(roberta)).long())
-    out = fast.jit(lambda p, ids: tower.apply({'params': p}, ids))(reference.nested(found), ids_BL)
-    real_BL = ids_BL != int(roberta)  # RoBERTa's padding has another position
-    assert np.abs(out.tokens_BLD[real_BL] - theirs.last_hidden_state.numpy()[real_BL]).max() < 1e-5
-    assert np.abs(out.pooled_BD - theirs.pooler_output.numpy()).max() < 1e-5

@@ -1,4 +1,4 @@
-"""Swin against a NumPy formula, which attends by the windows' borders instead of rolling, and against transformers' SwinModel."""
+"""Swin against a NumPy formula, which attends by the windows' borders instead of rolling (against transformers: tests/interop)."""
 
 import functools
 
@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
-import torch_models
 
 from bigvlm.core import flops
 from bigvlm.core.parts import RecipeError
@@ -174,46 +173,3 @@ def test_bfloat16_is_of_compute_not_of_parameters():
 def test_images_that_patches_do_not_cut_are_refused():
     with pytest.raises(RecipeError, match='^image: images of 18×17 are not cut evenly by patches of 2'):
         jax.eval_shape(Swin(**SMALL).init, jax.random.key(0), jnp.zeros((1, 18, 17, 3), jnp.uint8))
-
-
-@pytest.mark.parity
-@pytest.mark.parametrize('side', [48, 44])
-def test_equals_transformers(side, tmp_path):
-    """Random weights, carried over by the table of names, which is of all of them; 44 pixels are padded in both stages."""
-    torch = pytest.importorskip('torch')
-    transformers = torch_models.transformers()
-    from safetensors.numpy import load_file
-    torch.manual_seed(0)
-    config = transformers.SwinConfig(image_size=48, patch_size=2, embed_dim=8, depths=[2, 4], num_heads=[2, 4], window_size=4,
-                                     mlp_ratio=2., drop_path_rate=0., initializer_range=.3)
-    model = transformers.SwinModel(config).eval()
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.copy_(.3 * torch.randn(weight.shape))
-    model.save_pretrained(tmp_path)  # the names of checkpoints; the module's own change between versions
-    weights = {key.removeprefix('swin.'): value for key, value in load_file(tmp_path / 'model.safetensors').items()}
-    tower = Swin(size='', width=8, depths=(2, 4), heads=(2, 4), window=4, patch=2, image=48, mlp_ratio=2., dtype='float32')
-    shapes = reference.flat(jax.eval_shape(tower.init, jax.random.key(0), jnp.zeros((1, 48, 48, 3)))['params'])
-    found, used = {}, set()
-    for ours, theirs in swin.FOREIGN.items():
-        for stage in range(2):
-            for i, kind in enumerate(('plain', 'shifted')):
-                path = ours.format(stage=stage, kind=kind)
-                names = [theirs.format(stage=stage, block=block) for block in range(i, tower.depths[stage], 2)]
-                names = names if '{block}' in theirs else names[:1]
-                if names[0] not in weights and 'merge' in path:  # the last stage is not merged
-                    continue
-                arrays = [weights[name] for name in names]
-                if path.endswith('kernel'):
-                    arrays = [np.moveaxis(a, 0, -1) if a.ndim == 2 else np.einsum('okpq->pqko', a).reshape(-1, len(a)) for a in arrays]
-                found[path] = np.stack(arrays) if '{block}' in theirs else arrays[0]
-                assert found[path].shape == shapes[path].shape, path
-                used |= {*names}
-    assert used == {key for key in weights if 'relative_position_index' not in key} and found.keys() == shapes.keys()
-    image_BHWC = RNG.integers(0, 256, (2, side, side, 3)).astype(np.uint8)
-    pixels = (image_BHWC / 255 - np.array(tower.mean)) / np.array(tower.std)
-    with torch.no_grad():
-        theirs = model(torch.tensor(np.einsum('bhwk->bkhw', pixels)).float(), **({} if side == 48 else dict(interpolate_pos_encoding=True)))
-    out = fast.jit(lambda p, image: tower.apply({'params': p}, image))(reference.nested(found), image_BHWC)
-    assert np.abs(out.tokens_BLD - theirs.last_hidden_state.numpy()).max() < 1e-5
-    assert np.abs(out.pooled_BD - theirs.pooler_output.numpy()).max() < 1e-5

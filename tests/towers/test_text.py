@@ -23,7 +23,7 @@ CASES = {
     'clip': dict(causal=True, pool='eot', activation='quick_gelu', norm_eps=1e-3, out_dim=6, out_bias=False),
     'siglip': dict(pool='last', out_dim=6),
     'padded_mean': dict(pool='mean', mask_padding=True, mlp_dim=12, activation='gelu'),
-    'max': dict(pool='max'), 'first': dict(pool='first', mask_padding=True)}
+    'max': dict(pool='max'), 'argmax': dict(causal=True, pool='argmax'), 'first': dict(pool='first', mask_padding=True)}
 GRADIENTS = ('clip', 'siglip', 'padded_mean')
 RNG = np.random.default_rng(0)
 WEIGHT_BD = RNG.normal(size=(2, 8)).astype(np.float32)
@@ -131,7 +131,7 @@ def test_released_models_have_as_many_parameters(name, scalars, known):
     (dict(size='XL'), "^size: unknown value 'XL' .valid: mu, Ti, S"),
     (dict(size='', width=8, depth=1), '^size: give one of mu, .*, or width, depth and heads$'),
     (dict(heads=5), '^heads: 5 heads do not divide the width 768$'),
-    (dict(pool='cls'), "^pool: unknown value 'cls' .valid: eot, last, first, max, mean"),
+    (dict(pool='cls'), "^pool: unknown value 'cls' .valid: eot, argmax, last, first, max, mean"),
     (dict(pool='eot', eot_id=49_407), '^eot_id: 49407 is not a token of a vocabulary of 32000$'),
     (dict(length=0), '^length: 0 positions hold no text$'),
     (dict(dropout=1.5), r'^dropout: 1.5 is not in \[0, 1\)'),

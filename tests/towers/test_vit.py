@@ -75,6 +75,8 @@ def test_biases_are_where_the_fields_say():
     clip, siglip, gap = (reference.flat(params(**CASES[case][0])).keys() for case in ('clip', 'siglip', 'gap'))
     assert not {'out/bias', 'patch_embed/bias'} & clip and 'out/kernel' in clip
     assert {'out/bias', 'patch_embed/bias'} <= gap and 'out/kernel' not in siglip
+    bare = reference.flat(params(**CASES['gap'][0], qkv_bias=False)).keys()
+    assert gap - bare == {f'encoder/blocks/attention/{name}/bias' for name in ('query', 'key', 'value')} and bare < gap
 
 
 def test_randomness_is_in_training_only_and_belongs_to_the_example():
