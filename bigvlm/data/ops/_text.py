@@ -14,7 +14,7 @@ def find_tokenizer(tokenizers: Mapping[str, Any], name: str, needs: tuple[str, .
     found = tokenizers[name]
     if missing := [attribute for attribute in needs if not hasattr(found, attribute)]:
         raise RecipeError(f'tokenizer: {name!r} has no {", ".join(missing)}, which this part needs '
-                          '(clip_bpe, sentencepiece and wordpiece have it)')
+                          '(clip_bpe, hf, sentencepiece and wordpiece have it)')
     return found
 
 

@@ -1,4 +1,4 @@
-"""Another source, some of whose images have the captions of others: the noise of web data in a known amount, to see how a method bears it."""
+"""Another source, some of whose images have the captions of others: the noise of web data in a known amount."""
 import hashlib
 import json
 from collections.abc import Mapping

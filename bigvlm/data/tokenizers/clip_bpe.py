@@ -1,50 +1,54 @@
 """OpenAI CLIP's lower-case byte-pair tokenizer (Radford et al., 2021), from its published list of merges."""
 import functools
 import gzip
-import html
+import zlib
 from collections.abc import Sequence
+from pathlib import Path
 
-import ftfy
 import numpy as np
 import regex
 
 from bigvlm.core.parts import RecipeError
 from bigvlm.data.cache import fetch
+from bigvlm.data.tokenizers._cleaning import cleaning
 from bigvlm.data.tokenizers._extra import with_extra
 
 _WORDS = regex.compile(r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+",
                        regex.IGNORECASE)
 _MERGES = 49152 - 256 - 2  # the published file lists more than CLIP uses
 _END = '</w>'
+_GZIP = b'\x1f\x8b'
 
 
 class ClipBpe:
-    """Texts to ids between start and end of text; `model` is bpe_simple_vocab_16e6.txt.gz, a path or an https URL.
+    """Texts to ids between start and end of text; `model` is bpe_simple_vocab_16e6.txt.gz, or transformers' merges.txt of the same
+    merges, a path or an https URL.
 
     The vocabulary: 256 bytes, 256 bytes that end a word, the merges, start and end of text: 49,408 for CLIP's file.
-    Padding is 0, which is also the piece '!'. A text that is too long is cut and keeps its end of text. `extra` ids follow
-    the vocabulary, for masks and sentinels: `mask_id` is the first of them, sentinels count down from the last.
+    `pad`: 'zero' (OpenAI, open_clip) is also the piece '!'; 'eot' (transformers) fills up with ends of text. `clean`: 'lower' mends
+    wrongly decoded letters and HTML entities (OpenAI, open_clip); 'nfc' does not (transformers); both lower the case.
+    A text that is too long is cut and keeps its end of text. `extra` ids follow the vocabulary, for masks and sentinels: `mask_id` is
+    the first of them, sentinels count down from the last. `merges` [(piece, piece)] and `pieces` are the vocabulary.
     """
 
-    pad_id = 0
-
-    def __init__(self, model: str, sha256: str = '', extra: int = 0):
+    def __init__(self, model: str, sha256: str = '', extra: int = 0, pad: str = 'zero', clean: str = 'lower'):
+        if pad not in ('zero', 'eot'):
+            raise RecipeError(f'pad: {pad!r} is none of zero, eot')
+        self.clean, self._clean = clean, cleaning(clean, ('lower', 'nfc'))
         path = fetch(model, sha256)
-        try:
-            with gzip.open(path, 'rt', encoding='utf-8') as file:
-                lines = file.read().split('\n')
-        except (OSError, UnicodeDecodeError) as error:
-            raise RecipeError(f'model: {path} is no gzipped list of merges ({error})') from None
+        lines = _lines(path)
         merges = [tuple(line.split()) for line in lines[1:_MERGES + 1] if line.strip()]  # the first line is a header
-        if any(len(m) != 2 for m in merges):
-            raise RecipeError(f'model: {path} is no list of merges: two pieces a line')
+        if not merges or any(len(m) != 2 for m in merges):
+            raise RecipeError(f'model: {path} is no list of merges, gzipped or not: a header, then two pieces a line')
         self._letters = _byte_letters()
         bytes_ = [self._letters[b] for b in _byte_order()]
         pieces = [*bytes_, *(b + _END for b in bytes_), *map(''.join, merges), '<|startoftext|>', '<|endoftext|>']
-        self._pieces, self._ids = pieces, {piece: i for i, piece in enumerate(pieces)}
+        self.merges, self.pieces = merges, pieces
+        self._ids = {piece: i for i, piece in enumerate(pieces)}
         self._ranks = {pair: rank for rank, pair in enumerate(merges)}
         self._known: dict[str, list[int]] = {}  # words met before
         self.bos_id, self.eot_id = len(pieces) - 2, len(pieces) - 1
+        self.pad_id = self.eot_id if pad == 'eot' else 0
         self.size, self.mask_id = with_extra(len(pieces), extra)
         self.extra = extra
 
@@ -66,8 +70,8 @@ class ClipBpe:
         for i in map(int, ids):
             if i == self.eot_id:
                 break
-            if i != self.bos_id and i < len(self._pieces):
-                pieces.append(self._pieces[i])
+            if i != self.bos_id and i < len(self.pieces):
+                pieces.append(self.pieces[i])
         values = {letter: value for value, letter in self._letters.items()}
         words = ''.join(pieces).replace(_END, ' ')
         return b''.join(b' ' if c == ' ' else bytes([values[c]]) for c in words).decode('utf-8', 'replace').strip()
@@ -77,7 +81,7 @@ class ClipBpe:
         """bool [size], true for ids that stand for no text: start, end, padding and the extra ones."""
         special_V = np.zeros(self.size, bool)
         special_V[[self.pad_id, self.bos_id, self.eot_id]] = True
-        special_V[len(self._pieces):] = True
+        special_V[len(self.pieces):] = True
         return special_V
 
     def word_starts(self, ids_L: np.ndarray) -> np.ndarray:
@@ -87,13 +91,12 @@ class ClipBpe:
     @functools.cached_property
     def _ends_word(self) -> np.ndarray:
         """bool [size]: nothing that follows these ids is of the same word."""
-        whole = [piece.endswith(_END) or i in (self.bos_id, self.eot_id) for i, piece in enumerate(self._pieces)]
+        whole = [piece.endswith(_END) or i in (self.bos_id, self.eot_id) for i, piece in enumerate(self.pieces)]
         return np.array(whole + [True] * self.extra)
 
     def _encode(self, text: str) -> list[int]:
-        cleaned = html.unescape(html.unescape(ftfy.fix_text(text)))
         found = []
-        for word in _WORDS.findall(' '.join(cleaned.split()).lower()):
+        for word in _WORDS.findall(self._clean(text)):
             ids = self._known.get(word)
             if ids is None:
                 ids = self._known[word] = [self._ids[piece] for piece in self._merge(word)]
@@ -117,6 +120,14 @@ class ClipBpe:
                 i += 2 if both else 1
             pieces = joined
         return pieces
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        data = path.read_bytes()
+        return (gzip.decompress(data) if data[:2] == _GZIP else data).decode().split('\n')
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise RecipeError(f'model: {path} is no list of merges ({error})') from None
 
 
 def _byte_order() -> list[int]:

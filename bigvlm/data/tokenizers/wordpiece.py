@@ -12,6 +12,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from bigvlm.core.parts import RecipeError
 from bigvlm.data.cache import cache_dir, fetch, fresh, locked
+from bigvlm.data.tokenizers._cleaning import cleaning
 from bigvlm.data.tokenizers._extra import with_extra
 
 _SPECIAL = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')
@@ -27,25 +28,27 @@ class WordPiece:
     strips accents (uncased models). A word of more than 100 letters, or that no pieces make up, is [UNK]; the names of the
     five special pieces stand for these where a text has them, as in BERT's. A text that is too long is cut and keeps its [SEP].
     `mask_id` is [MASK]; `extra` ids follow the vocabulary for other objectives: sentinels count down from the last.
+    `clean` mends texts first ('whitespace': open_clip). `pieces` are the vocabulary's, `encoder` is the library's object.
     """
 
     def __init__(self, model: str = '', sha256: str = '', train_on: str = '', vocab: int = 0, lower: bool = True,
-                 extra: int = 0, corpus: Callable[[str], Iterable[str]] | None = None):
+                 extra: int = 0, clean: str = '', corpus: Callable[[str], Iterable[str]] | None = None):
         if bool(model) == bool(train_on):
             raise RecipeError('give either model (with sha256) or train_on (with vocab)')
         if bool(train_on) != (vocab > 0):
             raise RecipeError(f'vocab: the number of pieces to train with train_on, found {vocab}')
         path = _trained(corpus(train_on), vocab, lower) if train_on else fetch(model, sha256)
-        self._pieces = _read(path)
-        ids = {piece: i for i, piece in enumerate(self._pieces)}
+        self.pieces = _read(path)
+        ids = {piece: i for i, piece in enumerate(self.pieces)}
         if missing := [piece for piece in _SPECIAL if piece not in ids]:
             raise RecipeError(f'model: {path} has no {", ".join(missing)}')
-        self._encoder = _splitter(models.WordPiece(ids, unk_token='[UNK]', max_input_chars_per_word=100), lower)
-        self._encoder.add_special_tokens(list(_SPECIAL))
-        self._encoder.decoder = decoders.WordPiece(prefix=_INSIDE)
+        self.lower, self.clean, self._clean = lower, clean, cleaning(clean)
+        self.encoder = _splitter(models.WordPiece(ids, unk_token='[UNK]', max_input_chars_per_word=100), lower)
+        self.encoder.add_special_tokens(list(_SPECIAL))
+        self.encoder.decoder = decoders.WordPiece(prefix=_INSIDE)
         self.pad_id, _, self.bos_id, self.eot_id, self.mask_id = (ids[piece] for piece in _SPECIAL)
         # A small corpus may give fewer pieces than asked for; the embedding's size is what the recipe says.
-        self.size, _ = with_extra(max(vocab, len(self._pieces)), extra)
+        self.size, _ = with_extra(max(vocab, len(self.pieces)), extra)
         self.extra = extra
 
     def __call__(self, texts: Sequence[str], length: int) -> np.ndarray:
@@ -60,7 +63,7 @@ class WordPiece:
 
     def encode(self, text: str) -> list[int]:
         """The ids of a whole text with [CLS] and [SEP], however many they are."""
-        return [self.bos_id, *self._encoder.encode(text, add_special_tokens=False).ids, self.eot_id]
+        return [self.bos_id, *self.encoder.encode(self._clean(text), add_special_tokens=False).ids, self.eot_id]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, up to the first [SEP]; special pieces and extra ids are left out. Spaces are BERT's own."""
@@ -68,14 +71,14 @@ class WordPiece:
         for i in map(int, ids):
             if i == self.eot_id:
                 break
-            if i < len(self._pieces):
+            if i < len(self.pieces):
                 kept.append(i)
-        return self._encoder.decode(kept, skip_special_tokens=True)
+        return self.encoder.decode(kept, skip_special_tokens=True)
 
     @functools.cached_property
     def special(self) -> np.ndarray:
         """bool [size], true for ids that stand for no text: the five special pieces, and ids beyond the pieces."""
-        pieces = [piece in _SPECIAL for piece in self._pieces]
+        pieces = [piece in _SPECIAL for piece in self.pieces]
         return np.array(pieces + [True] * (self.size - len(pieces)))
 
     def word_starts(self, ids_L: np.ndarray) -> np.ndarray:
@@ -85,7 +88,7 @@ class WordPiece:
     @functools.cached_property
     def _starts_word(self) -> np.ndarray:
         """bool [size]."""
-        pieces = [not piece.startswith(_INSIDE) for piece in self._pieces]
+        pieces = [not piece.startswith(_INSIDE) for piece in self.pieces]
         return np.array(pieces + [True] * (self.size - len(pieces)))
 
 
