@@ -13,12 +13,14 @@ setup(
         'absl-py',
         'array-record',
         'einops',
+        'flatbuffers',  # jax.export's files
         'flax>=0.12',
         'ftfy',
         'google-crc32c',
         'importlib_resources',  # tensorflow-datasets imports it and does not declare it
         'jax>=0.10',
         'ml_collections>=1.0',
+        'ml_dtypes',
         'msgpack',
         'numpy',
         'obstore',  # gs://, s3://, http://
@@ -26,11 +28,12 @@ setup(
         'orbax-checkpoint>=0.11.20',
         'pillow>=10.1',
         'regex',
+        'safetensors>=0.8',
         'scipy',
         'sentencepiece',
         'simplejpeg',
         'tensorflow-datasets>=4.9.9',
-        'tokenizers',  # WordPiece
+        'tokenizers',  # WordPiece, and other libraries' tokenizers; brings huggingface_hub
         'tqdm',
     ],
     extras_require={

@@ -51,9 +51,24 @@ class Placed:
     shardings: State
 
     def init(self):
-        """``init(seed) -> State``, jitted: each parameter is made where it is stored."""
+        """``init(seed, loaded) -> State``, jitted: each parameter is made where it is stored, or given away by ``loaded``."""
         p = self.plan
-        return jax.jit(initializer(p.model, p.optimizer, p.shapes, p.config['ema']), out_shardings=self.shardings)
+        return jax.jit(initializer(p.model, p.optimizer, p.shapes, p.config['ema']), out_shardings=self.shardings, donate_argnums=1)
+
+    def drawn(self, path: str):
+        """``drawn(seed)``, jitted: one of ``variables`` as it is without anything loaded, on every device."""
+        p = self.plan
+        init = initializer(p.model, p.optimizer, p.shapes, p.config['ema'])
+
+        def one(seed):
+            state = init(seed)
+            return (paths.flatten(state.params) | paths.flatten(state.collections.get('batch_stats', {})))[path]
+        return jax.jit(one, out_shardings=mesh_lib.replicated(self.mesh))
+
+    def variables(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """{path: shape, type and layout} of parameters and running statistics: what ``init`` takes as loaded."""
+        state = self.state()
+        return paths.flatten(state.params) | paths.flatten(state.collections.get('batch_stats', {}))
 
     def step(self, kind: str):
         """``step(state, batch) -> (state, metrics)``, jitted; what no objective of this kind reaches gets no update."""

@@ -7,6 +7,7 @@ that was killed, is no checkpoint.
 """
 
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +19,7 @@ from jax.experimental import multihost_utils
 from bigvlm.core import paths
 
 _COMMIT = 'commit_success.txt'  # Orbax's name for it
+_SAID = re.compile(r'(\w+)\[([\d, ]*)\]')  # what 'about' says of a leaf
 
 log = logging.getLogger(__name__)
 State = TypeVar('State')
@@ -43,9 +45,10 @@ class Checkpoints:
             self.directory.mkdir(parents=True, exist_ok=True)
         elif not self.directory.is_dir():
             raise CheckpointError(f'{self.directory}: there is no such folder of checkpoints')
+        writing = dict(read_only=True, save_interval_steps=0, max_to_keep=None, create=False, cleanup_tmp_directories=False) if read_only \
+            else dict(max_to_keep=keep, keep_period=keep_every or None, cleanup_tmp_directories=True)
         self._options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, keep_period=keep_every or None, read_only=read_only,
-            cleanup_tmp_directories=not read_only, enable_async_checkpointing=True,
+            **writing, enable_async_checkpointing=True,
             atomicity_options=ocp.options.AtomicityOptions(mode=ocp.options.AtomicityMode.COMMIT_FILE))
         self._manager = self._open()
         self._saving: int | None = None
@@ -165,6 +168,40 @@ class Checkpoints:
             return self._read(step, params=params)
         found, step = self._newest(read, step)
         return _fill({'params': abstract_params}, found)['params'], step
+
+    def leaves(self, step: int | None = None) -> tuple[dict[str, jax.ShapeDtypeStruct], int]:
+        """``({path: shape and type} of all arrays of a checkpoint, its step)``; None: of the newest. Typed keys are left out.
+
+        Raises:
+            CheckpointError: there is no such checkpoint.
+        """
+        if step is None and (step := self.latest()) is None or step not in self.steps():
+            raise CheckpointError(f'{self.directory}: there is no complete checkpoint{"" if step is None else f" of step {step}"} '
+                                  f'(there are: {", ".join(map(str, self.steps())) or "none"})')
+        found = {path: _SAID.fullmatch(said) for path, said in self._about(step)['leaves'].items()}
+        return {path: jax.ShapeDtypeStruct(tuple(map(int, filter(None, said[2].split(', ')))), said[1])
+                for path, said in found.items() if said}, step
+
+    def read(self, wanted: Mapping[str, jax.ShapeDtypeStruct], step: int) -> dict[str, jax.Array]:
+        """{path: array} of some ``leaves``, each on the sharding given with it; nothing else is read.
+
+        Raises:
+            CheckpointError: they cannot be read.
+        """
+        found: dict[str, jax.Array] = {}
+        for item, prefix in (('params', 'params/'), ('rest', '')):
+            flat = {path.removeprefix(prefix): x for path, x in wanted.items() if path.startswith('params/') == bool(prefix)}
+            if not flat:
+                continue
+            tree = paths.unflatten(flat)
+            arguments = ocp.args.PyTreeRestore(tree, ocp.checkpoint_utils.construct_restore_args(tree), partial_restore=True)
+            try:
+                with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+                    read = paths.flatten(reader.restore(self.directory / str(step) / item, args=arguments))
+            except Exception as e:
+                raise CheckpointError(f'{self.directory / str(step)}: {item} cannot be read: {e}') from e
+            found |= {f'{prefix}{path}': x for path, x in read.items()}
+        return found
 
     def _newest(self, read, step: int | None):
         steps = self.steps() if step is None else [step]

@@ -2,10 +2,10 @@
 
     python -m bigvlm.evaluate --workdir runs/quickstart                          # the newest checkpoint
     python -m bigvlm.evaluate --workdir runs/quickstart --step 1000 --config configs/other_evals.py
+    python -m bigvlm.evaluate --checkpoint hf:DIR --val 'DIR/val-*.tar'          # another library's model
 """
 
 import contextlib
-import functools
 import json
 import logging
 import os
@@ -16,11 +16,11 @@ from typing import Any
 import jax
 from absl import flags
 
-from bigvlm import model as model_lib, recipe
-from bigvlm.core import decoding, durations, layout as layout_lib, parts
+from bigvlm import functions, loaded, model as model_lib, recipe
+from bigvlm.core import durations, layout as layout_lib, mesh as mesh_lib, parts, stages
 from bigvlm.core.parts import RecipeError
 from bigvlm.data import pipeline
-from bigvlm.evals.embed import Embedder
+from bigvlm.interop.source import Source, open_source
 
 log = logging.getLogger('bigvlm.evaluate')
 
@@ -35,7 +35,9 @@ class Evaluators:
         self.model, self.specs, self.datasets, self.built, self._jitted = model, config['evals'], datasets, {}, {}
         for name, spec in self.specs.items():
             where, fields = f'evals.{name}', {k: v for k, v in spec.items() if k not in _OURS}
-            objective = spec.get('objective', next(iter(model.objectives)))
+            if name in model.objectives:
+                raise RecipeError(f'{where}: an objective has this name, whose metrics in training are {name}/…, too; valid: another name')
+            objective = spec.get('objective') or next(iter(model.objectives))
             if objective not in model.objectives:
                 raise RecipeError(f'{where}.objective: there is no objective {objective!r} (there are: {", ".join(model.objectives)})')
             evaluator = parts.build('bigvlm.evals', fields, where, datasets=datasets, tokenizers=tokenizers)
@@ -99,115 +101,94 @@ class Evaluators:
             objective, evaluator = self.built[name]
             began = time.perf_counter()
             log.info('evaluating %s', name)
-            functions = Functions(self._functions(objective, stored), self.model.objectives[objective](), params, collections)
-            part = functions.objective
-            embedder = Embedder(functions.embed, functions.score, mesh, batch=self.specs[name].get('batch', 64), model=functions,
-                                image_key=getattr(part, 'image', 'image'), text_key=getattr(part, 'text', 'text'))
+            if objective not in self._jitted:  # once for the life of the run
+                self._jitted[objective] = functions.jitted(self.model, objective, stored)
+            found = functions.Functions(self._jitted[objective], self.model.objectives[objective](), params, collections)
+            embedder = functions.embedder(found, mesh, self.specs[name].get('batch', 64))
             for metric, value in evaluator.run(embedder):
                 yield f'{name}/{metric}', value
             yield f'{name}/seconds', time.perf_counter() - began
 
-    def _functions(self, objective: str, stored: layout_lib.Layout | None) -> dict[str, Callable]:
-        """{method of the model: function of (parameters, collections, …)}, jitted once per objective for the life of the run."""
-        if objective in self._jitted:
-            return self._jitted[objective]
-
-        def apply(method, params, collections, *args):
-            with layout_lib.activate(stored):
-                found, _ = self.model.apply({'params': params, **collections}, *args, method=method, mutable=list(collections))
-                return found
-
-        def embed(params, collections, batch):
-            return apply('embed', params, collections, batch, objective)
-
-        def score(params, collections, image_MD, text_ND):
-            return apply('score', params, collections, image_MD, text_ND, objective)
-
-        def measure(params, collections, batch):
-            return apply('measure', params, collections, batch, objective)
-
-        def call(params, collections, batch, method):
-            return apply('call', params, collections, batch, objective, method)
-
-        def generate(params, collections, batch, how, axes, options):
-            state = apply('call', params, collections, batch, objective, 'begin')
-            given = dict(options)
-            if 'seed' in given:
-                given['key'] = jax.random.key(given.pop('seed'))
-            if how == 'beam':
-                given['axes'] = dict(axes)
-            return getattr(decoding, how)(lambda ids_B, index, state: apply('advance', params, collections, ids_B, index, state, objective),
-                                          state, len(jax.tree.leaves(batch)[0]), **given)
-        self._jitted[objective] = dict(
-            embed=jax.jit(embed), score=jax.jit(score), measure=jax.jit(measure), call=jax.jit(call, static_argnums=3),
-            generate=jax.jit(generate, static_argnums=(3, 4, 5)))
-        return self._jitted[objective]
-
-
-class Functions:
-    """What one objective of the model can be asked for, with the parameters filled in."""
-
-    def __init__(self, jitted: Mapping[str, Callable], objective: Any, params: Any, collections: Any):
-        self.objective = objective
-        for name in ('embed', 'score', 'measure', 'call'):
-            setattr(self, name, functools.partial(jitted[name], params, collections))
-        self._generate = functools.partial(jitted['generate'], params, collections)
-
-    def generate(self, batch: Any, how: str, options: tuple[tuple[str, Any], ...]) -> jax.Array:
-        """int32 [B, L] by a function of core/decoding.py with these arguments."""
-        return self._generate(batch, how, tuple(sorted(getattr(self.objective, 'state_axes', {}).items())), options)
-
-
-def config_of(workdir: str) -> dict[str, Any]:
-    """The recipe that a workdir's run was made by. Raises RecipeError if there is none."""
-    path = os.path.join(workdir, 'config.json')
-    if not os.path.exists(path):
-        raise RecipeError(f'--workdir: {workdir} holds no run (no config.json)')
-    with open(path, encoding='utf-8') as file:
-        return json.load(file)
-
 
 @contextlib.contextmanager
-def restored(config: Mapping[str, Any], workdir: str, step: int | None = None) -> Iterator[tuple[Callable, int]]:
-    """``(evaluate, step)`` of a workdir's checkpoint (None: the newest) under the evaluators of ``config``, a resolved recipe.
+def opened(checkpoint: str, config: Mapping[str, Any] | None = None) -> Iterator[tuple[Callable, loaded.Model]]:
+    """``(evaluate, model)`` of a checkpoint (interop/source.py) under the evaluators of a recipe: ``config``, resolved, of which data,
+    evals and, if there are any, tokenizers count; None: the run's own. ``evaluate(names)`` is ``Evaluators.run``, of all without names.
 
-    ``evaluate(names)`` is ``Evaluators.run`` with the checkpoint's parameters, ``evaluate()`` that of all. Raises RecipeError
-    if there is no such one.
+    Raises:
+        RecipeError: there is no such checkpoint, or the evaluators do not fit it.
     """
-    from bigvlm import checkpoint, train  # the run's own set-up, which itself imports this file
+    source = open_source(checkpoint)
+    if config is None and not source.config.get('evals'):
+        raise RecipeError(f'--config: {source.where} says nothing of evaluations; valid: --val, --folder, or a recipe with data and evals')
+    given = source.config if config is None else stages.configs(config)[-1]
+    model = loaded.Model(source, mesh=_mesh(source))
+    names = given.get('tokenizers') or source.config.get('tokenizers', {})
+    tokenizers = pipeline.build_tokenizers(names, {**source.config.get('data', {}), **given['data']})
+    evals = {name: {**spec, 'every': 'end'} for name, spec in given['evals'].items()}  # now, whatever their cadence in a run
+    evaluators = Evaluators({'evals': evals}, model.module, pipeline.Datasets({'data': given['data'], 'seed': given.get('seed', 0)},
+                                                                              tokenizers), tokenizers)
+    evaluators.check(model.params, model.collections, {})
 
-    run = train.prepare(config)
-    checkpoints = checkpoint.Checkpoints(os.path.join(workdir, 'checkpoints'), read_only=True)
-    with jax.set_mesh(run.mesh):
-        try:
-            state, _, step = checkpoints.restore(run.placed.state(), step)
-        except checkpoint.CheckpointError as e:
-            raise RecipeError(f'--workdir: {e}') from None
-        params = train.evaluated_params(run, state)
+    def evaluate(names: list[str] | None = None) -> Iterator[tuple[str, Any]]:
+        names = list(evaluators.built) if names is None else names
+        return evaluators.run(names, model.params, model.collections, model.mesh, model.stored)
+    with jax.set_mesh(model.mesh):
+        yield evaluate, model
 
-        def evaluate(names: list[str] | None = None) -> Iterator[tuple[str, Any]]:
-            names = list(run.evaluators.built) if names is None else names
-            return run.evaluators.run(names, params, state.collections, run.mesh, run.placed.stored)
-        yield evaluate, step
+
+def _mesh(source: Source) -> Mapping[str, int]:
+    """The run's, if there are devices for it; else all there are, with the batch split among them."""
+    asked = source.config.get('mesh', {'data': -1})
+    try:
+        mesh_lib.axis_sizes(asked, len(jax.devices()))
+        return asked
+    except RecipeError:
+        log.info('the mesh of %s is not for %d devices; here each holds all parameters', source.where, len(jax.devices()))
+        return {'data': -1}
+
+
+def of_files(val: str, folder: str, templates: str, source: Source) -> dict[str, Any]:
+    """A recipe's data and evals for --val and --folder, with images prepared as the checkpoint's are."""
+    ops = (dict(name='decode'), *loaded.image_ops(source))
+    length = loaded.text_length(source)
+    c = recipe.new()
+    if val:
+        c.data.val = dict(source=dict(name='webdataset', files=val), ops=ops)
+        c.evals.retrieval = dict(name='retrieval', data='val', length=length)
+    if folder:
+        c.data.folder = dict(source=dict(name='folder', root=folder), ops=ops)
+        c.evals.zero_shot = dict(name='zero_shot', data='folder', length=length, templates=templates)
+    c.kinds = {}
+    return recipe.resolve(recipe.complete(c))
 
 
 def main(config):
-    """Evaluates one checkpoint of a workdir; prints ``name value`` lines, writes them to evaluation.json there."""
-    workdir = flags.FLAGS.workdir
-    if not workdir:
-        raise RecipeError('--workdir: which run? give its folder')
-    config = recipe.resolve(config_of(workdir) if config is None else config)
+    """Evaluates one checkpoint; prints ``name value`` lines, and writes them to evaluation.json in a run's workdir."""
+    given = flags.FLAGS
+    if bool(given.workdir) == bool(given.checkpoint):
+        raise RecipeError('--workdir, --checkpoint: which? give a run\'s folder, or a checkpoint such as hf:DIR')
+    checkpoint = given.checkpoint or (given.workdir if given.step is None else f'{given.workdir}@{given.step}')
+    if config is not None:
+        config = recipe.resolve(config)
+    elif given.val or given.folder:
+        config = of_files(given.val, given.folder, given.templates, open_source(checkpoint))
     found = {}
-    with restored(config, workdir, flags.FLAGS.step) as (evaluate, step):
+    with opened(checkpoint, config) as (evaluate, model):
         for name, value in evaluate():
             if isinstance(value, float):
                 found[name] = value
                 print(f'{name} {value:.6g}', flush=True)
-    with open(os.path.join(workdir, 'evaluation.json'), 'w', encoding='utf-8') as file:
-        json.dump({'step': step, **found}, file, indent=1)
+    if given.workdir:
+        with open(os.path.join(given.workdir, 'evaluation.json'), 'w', encoding='utf-8') as file:
+            json.dump({'step': model.source.step, **found}, file, indent=1)
 
 
 if __name__ == '__main__':
     flags.DEFINE_string('workdir', None, 'The run to evaluate.')
-    flags.DEFINE_integer('step', None, 'The checkpoint; the newest if not given.')
+    flags.DEFINE_integer('step', None, 'Its checkpoint; the newest if not given.')
+    flags.DEFINE_string('checkpoint', None, 'Instead: hf:DIR, hf:ORG/NAME, open_clip:FILE, npz:FILE, WORKDIR[@STEP].')
+    flags.DEFINE_string('val', '', 'Image-text tars: retrieval, without a recipe.')
+    flags.DEFINE_string('folder', '', 'A folder of images by class: zero-shot classification, without a recipe.')
+    flags.DEFINE_string('templates', 'photo', 'Prompts of --folder: a set of evals/prompts.py, or a file.')
     recipe.run(main, config_required=False)

@@ -42,6 +42,7 @@ DEFAULTS: dict[str, Any] = {
     'evals': {},
     'eval_first': False,               # evaluate the untrained model too
     'eval_params': '',                 # '' for the parameters, or the name of an EMA
+    'start': {},                       # weights that the run begins with: {entry: dict(checkpoint=…, load=…)}, see start.py
     'optim': {'schedule': {'name': 'cosine'}},
     'clamp': (),                       # (regex, low, high), after each update
     'ema': {},                         # {name: decay}
@@ -53,8 +54,9 @@ DEFAULTS: dict[str, Any] = {
 }
 _DATASET = (('max_bad', .01), ('number', 0), ('order', 'shuffle'), ('block', 64), ('pool', 16_384))  # data.Dataset's own defaults
 _MIXTURE = (('homogeneous', False),)
-_OPEN = ('about', 'kinds', 'tokenizers', 'towers', 'fusion', 'decoders', 'objectives', 'data', 'evals', 'optim', 'ema',
-         'augment')  # keyed by the recipe
+_START = (('load', (('.*', r'\g<0>'),)), ('resize', ()), ('optimizer', 'reset'))
+_OPEN = ('about', 'kinds', 'tokenizers', 'towers', 'fusion', 'decoders', 'objectives', 'data', 'evals', 'start', 'optim',
+         'ema', 'augment')  # keyed by the recipe
 
 
 def new() -> ConfigDict:
@@ -164,6 +166,9 @@ def complete(config: ConfigDict) -> ConfigDict:
                 spec[key] = spec.get(key, value)
         for spec in config.evals.values():
             for key, value in (('every', 'end'), ('objective', next(iter(config.objectives), '')), ('batch', 64)):
+                spec[key] = spec.get(key, value)
+        for spec in config.start.values():
+            for key, value in _START:
                 spec[key] = spec.get(key, value)
         optim.complete(config.optim)
     return config

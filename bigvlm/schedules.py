@@ -109,7 +109,7 @@ def defaults(name: str | None) -> dict[str, Any]:
 
 def build(spec: Mapping[str, Any], *, peak: float, total_steps: int, batch: int,
           examples_per_epoch: int | None) -> Callable[[Any], Any]:
-    """``step -> float32 multiplier`` of the peak rate, from the recipe's ``optim.schedule``.
+    """``step -> multiplier`` of the peak rate, from the recipe's ``optim.schedule``.
 
     Fields of every schedule: ``warmup``, a duration: step s of it has (s + 1) / warmup of the rate, so that no step is
     lost; ``end``, the final learning rate (not a fraction: papers state it as a rate).
@@ -138,8 +138,8 @@ def build(spec: Mapping[str, Any], *, peak: float, total_steps: int, batch: int,
     run = Run(total_steps, warmup, end / peak, steps)
 
     def multiplier(step):
-        step = jnp.asarray(step)
+        step = jnp.asarray(step, int)  # of 64 bits, as are quotients, where jax computes in float64
         warm = jnp.minimum(1., (step + 1) / warmup) if warmup else 1.
-        return jnp.asarray(warm * schedule(step, run, **fields), jnp.float32)
+        return jnp.asarray(warm * schedule(step, run, **fields), float)
     multiplier(0)  # whatever is wrong with the fields is said now
     return multiplier

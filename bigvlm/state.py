@@ -15,6 +15,9 @@ from bigvlm.core import layout as layout_lib, mesh as mesh_lib, paths
 from bigvlm.model import Model, prepare, towers_of
 
 
+LOADABLE = ('params', 'batch_stats')  # collections that other libraries' files hold, too; their paths differ
+
+
 @struct.dataclass
 class State:
     """Parameters (nested by module name), optimizer state of the trainable ones, EMAs of them ({name: {path: leaf}}),
@@ -66,12 +69,18 @@ def _variables(model: Model, key, batches: Mapping[str, Any]) -> Mapping[str, An
 
 
 def initializer(model: Model, optimizer: optim.Optimizer, kinds: Mapping[str, Mapping[str, Any]], ema: Mapping[str, float]):
-    """``init(seed) -> State``; pure, to be evaluated abstractly or jitted with output layouts."""
-    def init(seed):
+    """``init(seed, loaded) -> State``; pure, to be evaluated abstractly or jitted with output layouts.
+
+    ``loaded``: {path: array} of parameters and running statistics that are taken as they are; what would have been drawn for
+    them is not computed. Averages, and what the optimizer keeps of parameters, begin with them.
+    """
+    def init(seed, loaded={}):  # noqa: B006  it is not changed
         batches = {kind: {key: np.zeros((smallest_batch(), *shape), dtype) for key, (shape, dtype) in shapes.items()}
                    for kind, shapes in kinds.items()}
         init_key, run_key = jax.random.split(jax.random.key(seed))
         variables = dict(_variables(model, init_key, batches))
+        variables = {name: paths.unflatten({path: loaded.get(path, x) for path, x in paths.flatten(arrays).items()})
+                     if name in LOADABLE else arrays for name, arrays in variables.items()}
         params = variables.pop('params')
         trainable, _ = optim.split(params, optimizer.trainable)
         return State(step=jnp.zeros((), jnp.int32), params=params, opt=optimizer.tx.init(trainable),

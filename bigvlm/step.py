@@ -50,7 +50,7 @@ def make(model: Model, optimizer: optim.Optimizer, stored: layout_lib.Layout, co
                 metrics |= by_source(per_example, batch['id'][:, 0], sources)
             state = State(step=state.step + 1, params=optim.merge(updated, frozen), opt=opt, ema=ema, collections=collections,
                           key=state.key)
-            return state, jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), metrics)
+            return state, jax.tree.map(lambda x: jnp.asarray(x, float), metrics)  # float32, or float64 where jax computes in that
     return step
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from absl import flags
 
 from bigvlm import blueprint, checkpoint, figures, metrics as metrics_lib, model as model_lib, optim, recipe, report
-from bigvlm import step as step_lib, workdir
+from bigvlm import start, step as step_lib, workdir
 from bigvlm.blueprint import Blueprint, Placed
 from bigvlm.core import durations, mesh as mesh_lib, paths, stages as stages_lib
 from bigvlm.core.devices import peak_flops, peak_memory
@@ -76,6 +76,7 @@ def prepare(config: Mapping[str, Any]) -> Run:
     first_steps = stages_lib.starts(config, **plan.units)
     evaluators = Evaluators(data.configs[-1], plan.model, data.datasets, data.tokenizers)
     evaluators.check(plan.abstract.params, plan.abstract.collections, plan.units)
+    start.entries(config, paths.flatten(plan.abstract.params) | paths.flatten(plan.abstract.collections.get('batch_stats', {})))
     intervals(config, plan.units)
     mesh = mesh_lib.make_mesh(config['mesh'])
     return Run(config, tuple(p.on(mesh) for p in plans), first_steps, data, evaluators)
@@ -192,7 +193,7 @@ def train(run: Run, work: workdir.Workdir) -> None:
     # Initialise on the devices, each parameter where it is stored; or restore into the same layout.
     first = 0
     if checkpoints.latest() is None:
-        state = run.placed.init()(np.uint32(config['seed']))
+        state = start.begin(run.placed)
     else:
         state, extra, first = checkpoints.restore(run.placed.state())
         check_data(run, extra['data'])

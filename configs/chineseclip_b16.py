@@ -1,10 +1,13 @@
 """ChineseCLIP ViT-B/16 + RoBERTa-wwm-base (Yang et al., arXiv 2211.01335): a locked image tower first, then both.
 
-    python -m bigvlm.train --config 'configs/chineseclip_b16.py:data=DIR/*.tar' --workdir runs/chineseclip_b16
+    python -m bigvlm.train --config 'configs/chineseclip_b16.py:locked,data=DIR/*.tar,image_weights=hf:openai/clip-vit-base-patch16,\
+        text_weights=hf:hfl/chinese-roberta-wwm-ext' --workdir runs/chineseclip_locked
+    python -m bigvlm.train --config 'configs/chineseclip_b16.py:data=DIR/*.tar,weights=runs/chineseclip_locked' --workdir runs/chineseclip
 
-The paper trains on 200M public Chinese pairs (LAION-5B's Chinese part, Wukong) from CLIP's image tower and a Chinese RoBERTa; reading
-these weights is not built yet, so this run begins from nothing. A stage may not change which parameters are frozen: the first
-stage is a run of its own, ``:locked``. Batch, rate and lengths are as remembered (52 tokens; 32,768). Not run here.
+The paper trains on 200M public Chinese pairs (LAION-5B's Chinese part, Wukong) from CLIP's image tower and a Chinese RoBERTa:
+``image_weights``, ``text_weights``; without them this run begins from nothing. A stage may not change which parameters are frozen: the
+first stage is a run of its own, ``:locked``, and the second begins with it (``weights``). Batch, rate and lengths are as remembered
+(52 tokens; 32,768). Not run here.
 """
 
 from math import log
@@ -17,7 +20,7 @@ DATA = 'wukong'
 
 def get_config(arg=None):
     arg = recipe.parse_arg(arg, smoke=False, locked=False, patch=16, image=224, batch=32_768, data=DATA, val='', imagenet='',
-                           tokenizer='data/bert-base-chinese-vocab.txt')
+                           weights='', image_weights='', text_weights='', tokenizer='data/bert-base-chinese-vocab.txt')
     c = recipe.new()
     c.about = dict(paper='Chinese CLIP, arXiv 2211.01335', data='LAION-5B Chinese, Wukong', devices=128, expected='not yet run')
     c.batch, c.steps = arg.batch, '15 epochs'
@@ -31,6 +34,7 @@ def get_config(arg=None):
     c.optim = dict(name='adamw', lr=1e-4, b1=.9, b2=.98, eps=1e-6, weight_decay=1e-3, schedule=dict(name='cosine', warmup='5000 steps'),
                    decay=common.DECAY, freeze=('image/.*',) if arg.locked else ())
     c.checkpoint.every = '1000 steps'
+    c.start = dict(run=dict(checkpoint=arg.weights)) if arg.weights else common.begin_with(arg.image_weights, arg.text_weights, out='image')
     if arg.smoke:
         smoke(c, arg)
     return c

@@ -31,6 +31,15 @@ def clip_text(width: int = 512, **more) -> dict:
                 eot_id=49_407, pad_id=0, **CLIP) | more
 
 
+def begin_with(image: str = '', text: str = '', out: str = '') -> dict:
+    """``c.start`` of towers 'image' and 'text' that begin with published weights (docs/interop.md), where given. ``out``: the tower
+    ('image', 'text') whose last projection is theirs, too; others' are drawn."""
+    def entry(tower, checkpoint):
+        paths = f'{tower}/.*' if tower == out else f'{tower}/(?!out/).*'
+        return dict(checkpoint=checkpoint, load=((paths, r'\g<0>'),), resize=(f'{tower}/position',))
+    return {tower: entry(tower, checkpoint) for tower, checkpoint in (('image', image), ('text', text)) if checkpoint}
+
+
 def pair_ops(image: int, length: int, area: tuple[float, float]) -> tuple[dict, ...]:
     """Decode, one random crop, tokenise."""
     return (dict(name='decode'), dict(name='random_resized_crop', size=image, area=area), dict(name='tokenize', length=length))

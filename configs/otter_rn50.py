@@ -19,7 +19,8 @@ DATA = 'cc3m'
 
 
 def get_config(arg=None):
-    arg = recipe.parse_arg(arg, smoke=False, size='50', image=224, batch=512, data=DATA, val='', imagenet='', noise=0., tokenizer=common.WORDPIECE)
+    arg = recipe.parse_arg(arg, smoke=False, size='50', image=224, batch=512, data=DATA, val='', imagenet='', noise=0.,
+                           tokenizer=common.WORDPIECE)
     c = recipe.new()
     c.about = dict(paper='OTTER, arXiv 2112.09445', data='CC3M', devices=8, expected='GOI FH@1 29.1 (OTTER repository), not yet run')
     c.batch, c.steps = arg.batch, '10 epochs'

@@ -5,8 +5,8 @@
 Published with 14.2M pairs: RSUM 425.0 on COCO, 536.2 on Flickr30k, zero-shot (baseline 363.5 and 476.8); not run here. Faithful:
 batches from one data set at a time, mixup of images or of text embeddings by a coin, Beta(.1, .1), temperature .02 fixed,
 batch 16,384 from micro-batches of 1,024, AutoAugment, AdamW, rate 1e-4, decay 1e-3, 20 epochs, 25 tokens. Which sets make up
-the 14.2M is as remembered (SBU, VG, CC3M, CC12M). Both towers begin from published weights there; reading these is not built
-yet, so this run begins from nothing.
+the 14.2M is as remembered (SBU, VG, CC3M, CC12M). Both towers begin from published weights there: ``image_weights``, ``text_weights``
+(``timm:FILE``, ``npz:FILE``, ``hf:DIR``); without them from nothing.
 """
 
 from bigvlm import recipe
@@ -17,7 +17,7 @@ DATA = 'cc12m'
 
 def get_config(arg=None):
     arg = recipe.parse_arg(arg, smoke=False, patch=16, image=224, batch=16_384, data=DATA, more=('cc3m', 'sbu', 'vg'), val='', imagenet='',
-                           tokenizer=common.WORDPIECE)
+                           image_weights='', text_weights='', tokenizer=common.WORDPIECE)
     c = recipe.new()
     c.about = dict(paper='ZeroVL, arXiv 2112.09331', data='SBU, VG, CC3M, CC12M', devices=8,
                    expected='COCO zero-shot RSUM 425.0 (paper), not yet run')
@@ -36,6 +36,7 @@ def get_config(arg=None):
     c.optim = dict(name='adamw', lr=1e-4, b1=.9, b2=.98, eps=1e-6, weight_decay=1e-3,
                    schedule=dict(name='cosine', warmup='2.5%', end=1e-5), decay=common.DECAY)
     c.checkpoint.every = '1 epochs'
+    c.start = common.begin_with(arg.image_weights, arg.text_weights)
     if arg.smoke:
         smoke(c, arg)
     return c

@@ -32,7 +32,7 @@ def train(optimizer, params, steps):
     state, update = optimizer.tx.init(trainable), jax.jit(optimizer.update)
     rng, gradients = np.random.default_rng(1), []
     for _ in range(steps):
-        gradients.append({path: rng.normal(size=x.shape).astype(np.float32) for path, x in trainable.items()})
+        gradients.append({path: rng.normal(size=x.shape).astype(x.dtype) for path, x in trainable.items()})
         trainable, state = update(gradients[-1], state, trainable)
     return {**trainable, **frozen}, gradients
 
@@ -62,6 +62,21 @@ def test_adamw(decay_by):
         expected = numpy_adamw(start, [g[path] for g in gradients], lr * rate * schedule, .8, .9, 1e-3,
                                per_weight * schedule * wd * decay)
         np.testing.assert_allclose(got[path], expected, rtol=2e-6, atol=1e-6, err_msg=path)
+
+
+def test_all_is_float64_where_jax_is():
+    params = {'image': {'kernel': np.random.default_rng(2).normal(size=(3, 4))}}
+    with jax.enable_x64(True):
+        schedule = dict(name='cosine', warmup=2)
+        optimizer = build(params, lr=.01, b1=.8, b2=.9, eps=1e-3, mu_dtype='float64', weight_decay=.1, clip=1e9, schedule=schedule)
+        got, gradients = train(optimizer, params, 5)
+        norm = optim.global_norm(gradients[0])
+        names = [dict(name='rsqrt', warmup=3), dict(name='wsd', warmup=10, cooldown=7), dict(name='cosine_restarts', cycles=3)]
+        assert all(build(params, schedule=name).schedule(np.int32(95)).dtype == jnp.float64 for name in names)
+    rate = .01 * np.array([.5, 1., *(.5 * (1 + np.cos(np.pi * np.arange(3) / 98)))])
+    expected = numpy_adamw(params['image']['kernel'], [g['image/kernel'] for g in gradients], rate, .8, .9, 1e-3, .1 * rate)
+    np.testing.assert_allclose(got['image/kernel'], expected, rtol=1e-13)
+    assert norm.dtype == jnp.float64 and norm == pytest.approx(np.linalg.norm(gradients[0]['image/kernel']), rel=1e-15)
 
 
 def test_the_first_moment_can_be_bfloat16():
@@ -150,6 +165,7 @@ def test_split_and_merge():
     (dict(name='adam'), r'optim\.name: .*valid: adamw, adafactor'),
     (dict(lr=0.), r'optim\.lr'), (dict(lr='1e-3'), r'optim\.lr'), (dict(b1=1.), r'optim\.b1'),
     (dict(mu_dtype='float16'), r'optim\.mu_dtype: .*valid: float32, bfloat16'),
+    (dict(mu_dtype='float64'), r'optim\.mu_dtype: .*JAX_ENABLE_X64'),
     (dict(decay_by='wd'), r'optim\.decay_by'),
     (dict(schedule=dict(name='cos')), r'optim\.schedule\.name: .*valid: constant, linear, cosine, cosine_restarts, step_decay, '),
     (dict(schedule=dict(name='cosine', timescale=3)), r'optim\.schedule\.timescale: cosine .*\(valid: warmup, end\)'),

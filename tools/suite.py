@@ -1,8 +1,10 @@
 """A checkpoint on every one of the survey's evaluation sets that is there: zero-shot, linear probe, retrieval; a table and a CSV.
 
     python tools/suite.py --workdir runs/clip --data ~/tensorflow_datasets
+    python tools/suite.py --checkpoint hf:DIR --data ~/tensorflow_datasets            # another library's model
     python tools/suite.py --workdir runs/clip --data /data/sets --sets cifar10,pets --kinds zero_shot --prompts prompts.md --limit 500
 
+With --published MODEL the published numbers of docs/anchors.csv stand beside; the exit code is 1 if one is more than --within points off.
 What a folder of sets must look like, and which sets there are: bigvlm/evals/suite.py. Sets that are not there, or cannot be
 evaluated, are listed as not run, with the reason; averages say over how many of how many sets they are.
 """
@@ -19,9 +21,10 @@ sys.path.insert(0, ROOT)
 
 from ml_collections import ConfigDict  # noqa: E402
 
-from bigvlm import evaluate, recipe  # noqa: E402
+from bigvlm import evaluate, loaded, recipe  # noqa: E402
 from bigvlm.core.parts import RecipeError  # noqa: E402
 from bigvlm.evals import suite  # noqa: E402
+from bigvlm.interop.source import Source, open_source  # noqa: E402
 
 COLUMNS = ('set', 'title', 'kind', 'metric', 'value', 'n', 'survey_n', 'reason', 'note')
 
@@ -38,29 +41,27 @@ class Result(NamedTuple):
                 int(self.values['n']) if self.values else '', known.test, self.reason, known.note)
 
 
-def planned(config: Mapping[str, Any], options: argparse.Namespace) -> tuple[dict[str, Any], suite.Plan]:
-    """(the run's recipe with the suite in place of its evaluators, the plan). Image side, tokenizer and text length are the towers'."""
+def planned(source: Source, options: argparse.Namespace) -> tuple[dict[str, Any], suite.Plan]:
+    """(a recipe with the suite as its evaluators, the plan). Images are prepared and texts as long as the model's are, unless asked."""
+    config = {**recipe.new().to_dict(), **source.config}
     name = options.objective or next(iter(config['objectives']))
     if name not in config['objectives']:
         raise RecipeError(f'--objective: {name!r}; valid: {", ".join(config["objectives"])}')
-    objective, towers = config['objectives'][name], config['towers']
-    image, text = (objective.get(f'{kind}_tower') or objective.get(kind) or kind for kind in ('image', 'text'))
-    size = options.image or towers.get(image, {}).get('image')
-    length = options.length or towers.get(text, {}).get('length')
-    if not size or not length:
-        raise RecipeError('--image, --length: the towers do not say the side of images or the length of texts; give them')
+    text = loaded.tower_of(config, 'text', name)
+    length = options.length or loaded.text_length(source, name)
+    ops = (dict(name='resize', size=options.image),) if options.image else loaded.image_ops(source, name)
     plan = suite.specs(
-        list(filter(None, options.sets.split(','))), options.data, (dict(name='decode'), dict(name='resize', size=size)),
-        kinds=options.kinds.split(','), tokenizer=options.tokenizer or towers.get(text, {}).get('tokenizer', text), length=length,
+        list(filter(None, options.sets.split(','))), options.data, (dict(name='decode'), *ops),
+        kinds=options.kinds.split(','), tokenizer=options.tokenizer or config['towers'][text].get('tokenizer', text), length=length,
         prompts=options.prompts, canonicalize=options.canonicalize, limit=options.limit, objective=name, batch=options.batch)
     whole = ConfigDict({**config, 'data': {**config['data'], **plan.data}, 'evals': plan.evals})
     return recipe.resolve(recipe.complete(whole)), plan
 
 
-def results(config: Mapping[str, Any], plan: suite.Plan, workdir: str, step: int | None) -> tuple[list[Result], int]:
-    """Every row's result, and the checkpoint's step. One set that fails does not stop the others."""
+def results(config: Mapping[str, Any], plan: suite.Plan, checkpoint: str) -> tuple[list[Result], str]:
+    """Every row's result, and what the checkpoint is. One set that fails does not stop the others."""
     found = []
-    with evaluate.restored(config, workdir, step) as (run, step):
+    with evaluate.opened(checkpoint, config) as (run, model):
         for row in plan.rows:
             if not row.evaluator:
                 found.append(Result(row, {}, row.reason))
@@ -72,7 +73,7 @@ def results(config: Mapping[str, Any], plan: suite.Plan, workdir: str, step: int
                 found.append(Result(row, {}, str(error)))
                 continue
             found.append(Result(row, {name.removeprefix(f'{row.evaluator}/'): value for name, value in numbers.items()}))
-    return found, step
+    return found, str(model.where if model.source.step is None else model.source.step)
 
 
 def averages(found: Sequence[Result]) -> list[str]:
@@ -97,10 +98,35 @@ def table(found: Sequence[Result]) -> str:
     return '\n'.join([*lines, '', *averages(found)])
 
 
+def anchors(model: str, path: str = os.path.join(ROOT, 'docs', 'anchors.csv')) -> dict[tuple[str, str, str], float]:
+    """{(set, kind, metric): published percent} of a model."""
+    with open(path, encoding='utf-8', newline='') as file:
+        rows = list(csv.DictReader(file))
+    found = {(row['set'], row['kind'], row['metric']): float(row['value']) for row in rows if row['model'] == model}
+    if not found:
+        raise RecipeError(f'--published: found {model!r}; valid: {", ".join(dict.fromkeys(row["model"] for row in rows))}')
+    return found
+
+
+def beside(found: Sequence[Result], published: Mapping[tuple[str, str, str], float], within: float) -> tuple[list[str], bool]:
+    """(a line for each published number, whether all that were run are at most ``within`` points off)."""
+    ours = {(result.row.set, result.row.kind, name): 100 * value for result in found for name, value in result.values.items()}
+    lines, good = ['published numbers:'], True
+    for key, value in published.items():
+        if key not in ours:
+            lines.append(f'  {key[0]} {key[2]}: {value:.1f} published, not run here')
+            continue
+        off = abs(ours[key] - value) > within
+        good &= not off
+        lines.append(f'  {key[0]} {key[2]}: {value:.1f} published, {ours[key]:.2f} here{"  OFF" if off else ""}')
+    return lines, good
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add('--workdir', required=True, help='the run')
+    add('--workdir', default='', help='the run')
+    add('--checkpoint', default='', help='instead of a run: hf:DIR, hf:ORG/NAME, open_clip:FILE, npz:FILE')
     add('--data', required=True, help='the folder of evaluation sets, or of TFDS')
     add('--sets', default='', help=f'some of {",".join(suite.SETS)}; all if not given')
     add('--kinds', default=','.join(suite.KINDS), help='what to evaluate')
@@ -113,17 +139,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add('--length', type=int, default=0, help="tokens of a text; the tower's if not given")
     add('--tokenizer', default='')
     add('--canonicalize', action='store_true', help='lower-case prompts without punctuation, as SigLIP')
-    add('--csv', default='', help='where to; suite.csv in the workdir if not given')
+    add('--published', default='', metavar='MODEL', help='the published numbers of this model of docs/anchors.csv, beside')
+    add('--within', type=float, default=.3, help='points that they may be off')
+    add('--csv', default='', help='where to; suite.csv in the workdir, or here, if not given')
     options = parser.parse_args(arguments)
     try:
-        config, plan = planned(evaluate.config_of(options.workdir), options)
-        found, step = results(config, plan, options.workdir, options.step)
+        if bool(options.workdir) == bool(options.checkpoint):
+            raise RecipeError("--workdir, --checkpoint: which? give a run's folder, or a checkpoint such as hf:DIR")
+        published = anchors(options.published) if options.published else {}
+        checkpoint = options.checkpoint or (options.workdir if options.step is None else f'{options.workdir}@{options.step}')
+        config, plan = planned(open_source(checkpoint), options)
+        found, step = results(config, plan, checkpoint)
     except RecipeError as error:
         sys.exit(f'suite: {error}')
     path = options.csv or os.path.join(options.workdir, 'suite.csv')
     with open(path, 'w', encoding='utf-8', newline='') as file:
         csv.writer(file).writerows([(*COLUMNS, 'step'), *((*result.cells(), step) for result in found)])
     print(f'\n{table(found)}\n\n{path} (step {step})')
+    if published:
+        lines, good = beside(found, published, options.within)
+        print('\n'.join(lines))
+        sys.exit(0 if good else 1)
 
 
 if __name__ == '__main__':

@@ -33,7 +33,7 @@ class Embedder:
     ``text_BD``.
     score_fn: jitted, ``(image [M,D], text [N,D]) -> [M,N]``, higher is more alike; None is the dot product.
     mesh: None runs on the default device. batch: global batch size, rounded up to fill the mesh.
-    image_key, text_key: the batch keys that the objective reads. model: what else it can be asked for (evaluate.Functions).
+    image_key, text_key: the batch keys that the objective reads. model: what else it can be asked for (functions.Functions).
     """
 
     def __init__(self, embed_fn: Callable[[dict], Mapping[str, jax.Array]], score_fn: Callable | None = None,

@@ -55,7 +55,7 @@ class ZeroShot:
         names = self._classes or tuple(dataset.label_names)
         if not names:
             raise RecipeError(f'data: dataset {self.data!r} has no label names; give classes, a tuple or a file')
-        score = self._scorer(embedder, names)
+        score = class_scorer(embedder, self.prompt_embeddings(embedder, names), len(self._templates))
         if self.tags:
             image_ND, tag_NC = tags.embedded(embedder.images, embedder.gather, dataset, names=names, tags=self.tags, sure=self.sure,
                                              limit=self.limit)
@@ -85,14 +85,6 @@ class ZeroShot:
                       for c, s in zip(top_NK[i], score_NK[i])))
             for i in spread(len(label_N), self.examples)))
 
-    def _scorer(self, embedder, names: tuple[str, ...]) -> Callable[[np.ndarray], np.ndarray]:
-        """A function of images [n,D] that gives their scores for all classes [n,C]."""
-        text_PD = self.prompt_embeddings(embedder, names)
-        if embedder.average_scores:
-            return lambda image_nD: rearrange(embedder.score(image_nD, text_PD), 'n (c t) -> n c t', t=len(self._templates)).mean(axis=2)
-        class_CD = _unit(_unit(rearrange(text_PD, '(c t) d -> c t d', t=len(self._templates))).mean(axis=1))
-        return lambda image_nD: embedder.score(image_nD, class_CD)
-
     def prompt_embeddings(self, embedder, names: tuple[str, ...]) -> np.ndarray:
         """float32 [C·T,D], class by class."""
         texts = [template.replace('{}', name) for name in names for template in self._templates]
@@ -115,6 +107,14 @@ class ZeroShot:
                               'label; zero_shot needs one per image')
         if label_N.max() >= len(names):
             raise RecipeError(f'classes: {self.data!r} has label {label_N.max()}, but there are {len(names)} names')
+
+
+def class_scorer(embedder, text_PD: np.ndarray, templates: int) -> Callable[[np.ndarray], np.ndarray]:
+    """A function of images [n,D] that gives their scores for all classes [n,C]. ``text_PD``: of ``templates`` prompts for each."""
+    if embedder.average_scores:
+        return lambda image_nD: rearrange(embedder.score(image_nD, text_PD), 'n (c t) -> n c t', t=templates).mean(axis=2)
+    class_CD = _unit(_unit(rearrange(text_PD, '(c t) d -> c t d', t=templates)).mean(axis=1))
+    return lambda image_nD: embedder.score(image_nD, class_CD)
 
 
 def _unit(x: np.ndarray) -> np.ndarray:

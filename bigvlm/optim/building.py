@@ -5,6 +5,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -159,6 +160,13 @@ def _into_gradient(settings: _Common, table: Mapping[str, tuple[float, float]]) 
 
 class StepState(NamedTuple):
     count: Any  # int32 scalar: updates made
+
+
+def restarted(state: Any) -> Any:
+    """An optimizer's state whose schedule begins anew; its moments, and the counts that they are corrected by, stay."""
+    def new(node):
+        return StepState(jnp.zeros_like(node.count)) if isinstance(node, StepState) else node
+    return jax.tree.map(new, state, is_leaf=lambda node: isinstance(node, StepState))
 
 
 def _step(settings: _Common, multiplier: Callable, table: Mapping[str, tuple[float, float]],

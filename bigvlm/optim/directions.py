@@ -6,6 +6,7 @@ Rates, schedules and decoupled weight decay are the same for all and are applied
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -112,6 +113,6 @@ def fractions(**fields: float) -> None:
 
 
 def moment_dtype(field: str, dtype: str):
-    if dtype not in ('float32', 'bfloat16'):
-        raise RecipeError(f'optim.{field}: {dtype!r} (valid: float32, bfloat16)')
+    if dtype not in ('float32', 'bfloat16') and not (dtype == 'float64' and jax.config.jax_enable_x64):
+        raise RecipeError(f'optim.{field}: {dtype!r} (valid: float32, bfloat16, and float64 where JAX_ENABLE_X64 is set)')
     return jnp.dtype(dtype)

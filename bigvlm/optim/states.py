@@ -42,8 +42,8 @@ def ema_update(ema: Flat, params: Flat, decay: float) -> dict[str, Any]:
 
 
 def global_norm(gradient: Any):
-    """The Euclidean norm over all leaves, float32; of gradients, before clipping."""
-    return jnp.sqrt(sum(jnp.sum(jnp.square(x.astype(jnp.float32))) for x in jax.tree.leaves(gradient)))
+    """The Euclidean norm over all leaves, float32 (float64 of float64); of gradients, before clipping."""
+    return jnp.sqrt(sum(jnp.sum(jnp.square(x.astype(jnp.promote_types(jnp.float32, x.dtype)))) for x in jax.tree.leaves(gradient)))
 
 
 # --- the optimizer's state, by parameter path ---

@@ -162,9 +162,13 @@ def figures(run: Run) -> str:
 
 
 def gallery(name: str, step: int, figure: Gallery) -> str:
+    return answers(figure, f'{words(name.split("/")[0])}, step {step:,}')
+
+
+def answers(figure: Gallery, told: str) -> str:
+    """A gallery under its title and a line that tells what it is of."""
     body = ''.join(_gallery_row(row) for row in figure.rows)
-    return (f'<h2>{escape(figure.title)}</h2><p class="soft">{escape(words(name.split("/")[0]))}, step {step:,}</p>'
-            f'<div class="card">{body}</div>')
+    return f'<h2>{escape(figure.title)}</h2><p class="soft">{escape(told)}</p><div class="card">{body}</div>'
 
 
 def _gallery_row(row: Row) -> str:

@@ -26,11 +26,11 @@ class Sets:
 def test_a_queue_is_of_batches_as_large_as_the_evaluator_s(batch, valid):
     s = tiny.Setting(tiny.config(objectives=dict(near=dict(name='nearest_neighbour', size=32, batch=16, tile=4))))
     spec = dict(name='held_out', objective='near', data='val', batch=batch)
-    evaluators = Evaluators(dict(evals=dict(near=spec)), s.plan.model, Sets(), {})
+    evaluators = Evaluators(dict(evals=dict(held=spec)), s.plan.model, Sets(), {})
     if valid:
         evaluators.check(s.plan.abstract.params, s.plan.abstract.collections, s.plan.units)
         return
-    with pytest.raises(RecipeError, match='evals.near, in batches of 8: objectives.near.batch: found 16; the batch has 8'):
+    with pytest.raises(RecipeError, match='evals.held, in batches of 8: objectives.near.batch: found 16; the batch has 8'):
         evaluators.check(s.plan.abstract.params, s.plan.abstract.collections, s.plan.units)
 
 
@@ -41,3 +41,9 @@ def test_a_key_that_the_objective_reads_and_the_data_lack_is_named():
     evaluators = Evaluators(dict(evals=dict(here=dict(name='held_out', objective='contrast', data='val'))), s.plan.model, sets, {})
     with pytest.raises(RecipeError, match="evals.here.*'text'"):
         evaluators.check(s.plan.abstract.params, s.plan.abstract.collections, s.plan.units)
+
+
+def test_an_evaluator_is_not_named_like_an_objective():
+    s = tiny.Setting(tiny.config())
+    with pytest.raises(RecipeError, match='^evals.contrast: an objective has this name'):
+        Evaluators(dict(evals=dict(contrast=dict(name='held_out', data='val'))), s.plan.model, Sets(), {})

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import tarfile
 
 import jax
@@ -215,15 +216,32 @@ def test_a_checkpoint_on_every_set_that_is_there(folder, workdir, capsys):
     assert f'zero_shot: mean {100 * sum(ran) / 3:.2f} over 3 of 5 sets' in out and 'retrieval: mean ' in out.replace('over 1 of 1 sets', '')
 
 
+def test_published_numbers_stand_beside(folder, workdir, capsys, tmp_path, monkeypatch):
+    def run(value):
+        (tmp_path / 'anchors.csv').write_text(f'model,set,kind,metric,value,source\nm,sst2,zero_shot,top1,{value},x\nm,mnist,zero_shot,top1,1,x\n')
+        monkeypatch.setattr(tool.anchors, '__defaults__', (str(tmp_path / 'anchors.csv'),))
+        with pytest.raises(SystemExit) as end:
+            tool.main(['--workdir', str(workdir), '--data', str(folder), '--limit', '6', '--batch', '4', '--sets', 'sst2', '--kinds', 'zero_shot',
+                       '--published', 'm'])
+        return end.value.code, capsys.readouterr().out
+    code, out = run(1000.)
+    assert code == 1 and 'sst2 top1: 1000.0 published, ' in out and out.count('OFF') == 1 and 'mnist top1: 1.0 published, not run here' in out
+    code, out = run(re.search(r'published, ([\d.]+) here', out)[1])
+    assert code == 0 and 'OFF' not in out
+    monkeypatch.undo()
+    assert tool.anchors('openai_b32')['imagenet', 'zero_shot', 'top1'] == 63.3
+    with pytest.raises(RecipeError, match="--published: found 'x'; valid: openai_b32, openai_l14"):
+        tool.anchors('x')
+
+
 def test_the_command_line_names_what_is_wrong(tmp_path, workdir, folder):
-    for arguments, message in ((['--workdir', str(tmp_path)], r'suite: --workdir: .* holds no run'),
+    for arguments, message in ((['--workdir', str(tmp_path)], r'suite: .* is no checkpoint'), ([], 'suite: --workdir, --checkpoint: which'),
                                (['--workdir', str(workdir), '--objective', 'x'], "--objective: 'x'; valid: match"),
-                               (['--workdir', str(workdir), '--step', '9', '--sets', 'mnist'], 'suite: --workdir: ')):
+                               (['--workdir', str(workdir), '--step', '9', '--sets', 'mnist'], 'suite: .* no complete checkpoint of step 9')):
         with pytest.raises(SystemExit, match=message):
             tool.main([*arguments, '--data', str(folder)])
 
 
 def test_evaluates_without_a_suite_too(workdir):
-    config = recipe.resolve(evaluate.config_of(str(workdir)))
-    with evaluate.restored(config, str(workdir)) as (run, step):
-        assert step == 3 and list(run()) == []
+    with evaluate.opened(str(workdir), recipe.resolve({**recipe.new().to_dict(), 'kinds': {}})) as (run, model):
+        assert model.source.step == 3 and list(run()) == []

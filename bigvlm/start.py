@@ -1,0 +1,146 @@
+"""How a run begins: from nothing, or with what ``config.start`` names of other models and runs.
+
+    c.start = dict(
+        image=dict(checkpoint='npz:B_16.npz', load=(('image/.*', r'\\g<0>'),)),              # a tower of another library
+        text=dict(checkpoint='hf:bert-base-uncased', load=(('text/(?!out).*', r'\\g<0>'),)))
+    c.start = dict(run=dict(checkpoint='runs/low@20000', optimizer='keep'))                  # another run goes on, under this recipe
+"""
+
+import dataclasses
+import logging
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from bigvlm import optim
+from bigvlm.blueprint import Placed
+from bigvlm.core import parts, paths
+from bigvlm.core.parts import RecipeError
+from bigvlm.interop import resize
+from bigvlm.interop.source import Source, open_source
+from bigvlm.state import State
+
+log = logging.getLogger('bigvlm.start')
+
+_LISTED = 12  # paths that an error shows
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """One entry of ``config.start``.
+
+    checkpoint: as interop/source.py reads it. load: (regex of this run's parameters and running statistics, their path there), in
+    which ``\\\\1`` and ``\\\\g<0>`` stand for groups; the first that matches counts, '' leaves a parameter as it is drawn, as does no
+    match. resize: regexes of those that may have another shape there: positions are interpolated, of a vocabulary or of text
+    positions the first rows are taken (and the rest stays as drawn). optimizer: 'reset', or 'keep' the moments and averages of a
+    run; the schedule and the data begin anew in either case.
+    """
+    checkpoint: str
+    load: tuple[tuple[str, str], ...]
+    resize: tuple[str, ...]
+    optimizer: str
+
+
+def entries(config: Mapping[str, Any], names: Mapping[str, Any]) -> dict[str, Start]:
+    """``config.start``, checked against the run's own parameters, by their paths. Raises RecipeError."""
+    found = {}
+    for key, spec in config.get('start', {}).items():
+        where, fields = f'start.{key}', [field.name for field in dataclasses.fields(Start)]
+        if set(spec) != set(fields):
+            raise RecipeError(f'{where}: found {", ".join(spec)}; valid: {", ".join(fields)}, of which checkpoint is required')
+        found[key] = one = Start(**parts.freeze(spec))
+        if not one.checkpoint:
+            raise RecipeError(f'{where}.checkpoint: which? valid: hf:…, open_clip:…, timm:…, npz:FILE, or a run\'s WORKDIR[@STEP]')
+        if one.optimizer not in ('reset', 'keep'):
+            raise RecipeError(f'{where}.optimizer: found {one.optimizer!r}; valid: reset, keep')
+        paths.match(one.load, names, what=f'{where}.load', cover=False)
+        paths.select(one.resize, names, what=f'{where}.resize')
+    return found
+
+
+def begin(placed: Placed) -> State:
+    """The state that the run begins with, each leaf in its layout.
+
+    Raises:
+        RecipeError: a checkpoint is not there, lacks what is asked of it, or has it in another shape.
+    """
+    config, names = placed.plan.config, placed.variables()
+    loaded: dict[str, jax.Array] = {}
+    kept: dict[str, jax.Array] = {}
+    for key, one in entries(config, names).items():
+        source = open_source(one.checkpoint)
+        wanted = _targets(one, names, f'start.{key}')
+        if both := sorted(wanted.keys() & loaded.keys()):
+            raise RecipeError(f'start.{key}.load: another entry gives {both[0]} already')
+        loaded |= _load(placed, source, wanted, one, f'start.{key}')
+        if one.optimizer == 'keep':
+            kept |= _keep(placed, source, f'start.{key}.optimizer')
+        log.info('%d of %d parameters begin with those of %s', len(wanted), len(names), source.where)
+    state = placed.init()(np.uint32(config['seed']), loaded)
+    if kept:
+        state = jax.tree_util.tree_map_with_path(lambda key_path, x: kept.get(paths.from_key_path(key_path), x), state)
+        state = state.replace(opt=jax.device_put(optim.restarted(state.opt), placed.shardings.opt))
+    return state
+
+
+def _targets(one: Start, names: Mapping[str, Any], where: str) -> dict[str, str]:
+    """{our path: the path there}."""
+    found = {}
+    for path in names:
+        for regex, there in one.load:
+            if match := re.fullmatch(regex, path):
+                if there:
+                    found[path] = match.expand(there)
+                break
+    if not found:
+        raise RecipeError(f'{where}.load: nothing is loaded')
+    return found
+
+
+def _load(placed: Placed, source: Source, wanted: Mapping[str, str], one: Start, where: str) -> dict[str, jax.Array]:
+    names = placed.variables()
+    if len(set(wanted.values())) < len(wanted):
+        raise RecipeError(f'{where}.load: two parameters would be loaded from one of {source.where}')
+    if missing := [path for path in wanted.values() if path not in source.abstract]:
+        raise RecipeError(f'{where}.load: {source.where} has no {", ".join(missing[:_LISTED])}{", …" if len(missing) > _LISTED else ""} '
+                          f'(it has: {", ".join(list(source.abstract)[:_LISTED])}, …)')
+    other = [path for path, there in wanted.items() if source.abstract[there].shape != names[path].shape]
+    for path in other:
+        if not any(re.fullmatch(rule, path) for rule in one.resize):
+            raise RecipeError(f'{where}: {path} is {list(names[path].shape)} here and {list(source.abstract[wanted[path]].shape)} in '
+                              f'{source.where}; valid: the same shape, or a rule of {where}.resize that covers it')
+    same = {there: names[path] for path, there in wanted.items() if path not in other}
+    found = source.load(same) if same else {}
+    result = {path: found[there] for path, there in wanted.items() if path not in other}
+    for path in other:
+        result[path] = _resized(placed, source, path, wanted[path])
+    return result
+
+
+def _resized(placed: Placed, source: Source, path: str, there: str) -> jax.Array:
+    """One of another shape, whole on every host; what it lacks is as it would be drawn."""
+    name = placed.variables()[path]
+    everywhere = jax.sharding.NamedSharding(placed.mesh, jax.sharding.PartitionSpec())
+    theirs = np.asarray(source.load({there: jax.ShapeDtypeStruct(source.abstract[there].shape, name.dtype, sharding=everywhere)})[there])
+    drawn = np.asarray(placed.drawn(path)(np.uint32(placed.plan.config['seed'])))
+    log.info('%s: %s becomes %s', path, list(theirs.shape), list(name.shape))
+    fitted = resize.fit(path, theirs, name.shape, placed.plan.config['towers'], initial=drawn, longer=True)  # a rule asked for it
+    return jax.device_put(np.asarray(fitted, name.dtype), name.sharding)
+
+
+def _keep(placed: Placed, source: Source, where: str) -> dict[str, jax.Array]:
+    """The optimizer's state and the averages of a run, by the paths of this run's state."""
+    flat = {paths.from_key_path(key_path): x for key_path, x in jax.tree_util.tree_flatten_with_path(placed.state())[0]}
+    wanted = {path: x for path, x in flat.items() if path.startswith(('opt/', 'ema/'))}
+    if source.load_kept is None:
+        raise RecipeError(f'{where}: {source.where} has no optimizer to keep; valid: reset')
+    kept = {path: x for path, x in source.kept.items() if not path.startswith('collections/')}
+    for path in sorted(wanted.keys() | kept.keys()):
+        here, there = (found[path].shape if path in found else 'absent' for found in (wanted, kept))
+        if here != there:
+            raise RecipeError(f'{where}: {path} is {here} here and {there} in {source.where}; valid: the same optimizer, parameters and '
+                              'averages, or reset')
+    return source.load_kept(wanted)
