@@ -1,5 +1,5 @@
-"""Zero-shot classification and retrieval of one exported model: our evaluators against open_clip's model, preprocessing and tokenizer
-under CLIP_benchmark's definitions, which are written again here.
+"""Zero-shot classification and retrieval of one exported model: our evaluators against models, preprocessing and tokenizers of open_clip and
+transformers under CLIP_benchmark's definitions, which are written again here.
 
 N images, M captions, C classes, T templates, D width.
 """
@@ -17,6 +17,7 @@ from bigvlm import evaluate, loaded, recipe
 from bigvlm.evals import prompts
 from bigvlm.interop.source import open_source
 from tests.interop import their_modules
+from tools import convert
 
 pytestmark = pytest.mark.parity
 
@@ -94,18 +95,16 @@ def saved(tar, found):
     return found
 
 
-def our_metrics(folder, tar, templates, classes=COLORS):
-    """{name: value} of the evaluators of a recipe on the folder's model."""
-    bpe = torch_models.load('open_clip.tokenizer').default_bpe()
-    source = open_source(f'open_clip:{folder}')
+def our_metrics(checkpoint, tar, templates, classes=COLORS):
+    """{name: value} of the evaluators of a recipe on a checkpoint, whose own tokenizer they take."""
+    source = open_source(checkpoint)
     c = recipe.new()
     c.data.val = dict(source=dict(name='webdataset', files=str(tar)), ops=(dict(name='decode'), *loaded.image_ops(source)))
-    c.tokenizers.text = dict(name='clip_bpe', model=str(bpe))
     c.evals.retrieval = dict(name='retrieval', data='val', length=LENGTH)
     if classes:
         c.evals.zero_shot = dict(name='zero_shot', data='val', length=LENGTH, templates=templates, classes=classes)
     c.kinds = {}
-    with evaluate.opened(f'open_clip:{folder}', recipe.resolve(recipe.complete(c))) as (run, _):
+    with evaluate.opened(checkpoint, recipe.resolve(recipe.complete(c))) as (run, _):
         return {name: value for name, value in run() if isinstance(value, float)}
 
 
@@ -117,20 +116,44 @@ def examples(tar):
     return [(Image.open(io.BytesIO(data[f'{key}.jpg'])), record['captions'], record.get('label')) for key, record in records.items()]
 
 
-def their_metrics(folder, tar, templates, classes=COLORS):
+def of_open_clip(folder):
+    """(images -> unit embeddings [N, D], texts -> [M, D]) by open_clip alone."""
+    import torch
+    open_clip = torch_models.load('open_clip')
+    model, prepare = open_clip.create_model_from_pretrained(f'local-dir:{folder}')
+    tokenize = open_clip.get_tokenizer(f'local-dir:{folder}')
+    return (lambda images: model.encode_image(torch.stack([prepare(image) for image in images]), normalize=True),
+            lambda texts: model.encode_text(tokenize(texts), normalize=True))
+
+
+def of_transformers(folder):
+    """The same by transformers, with Pillow's resizing: torchvision rounds otherwise (test_preprocessing.py)."""
+    transformers = torch_models.transformers()
+    model, tokenizer = transformers.AutoModel.from_pretrained(folder), transformers.AutoTokenizer.from_pretrained(folder)
+    processor = transformers.AutoImageProcessor.from_pretrained(folder, backend='pil')
+
+    def texts(texts):
+        inputs = tokenizer(texts, padding='max_length', truncation=True, return_tensors='pt')
+        found = model.get_text_features(input_ids=inputs['input_ids'], attention_mask=inputs['attention_mask']).pooler_output
+        return found / found.norm(dim=-1, keepdim=True)
+
+    def images(images):
+        found = model.get_image_features(processor([image.convert('RGB') for image in images], return_tensors='pt')['pixel_values']).pooler_output
+        return found / found.norm(dim=-1, keepdim=True)
+    return images, texts
+
+
+def their_metrics(encoders, tar, templates, classes=COLORS):
     """The same names, by CLIP_benchmark's definitions.
 
     Zero-shot: a class is the unit mean of its unit prompt embeddings. Recall at k: whether any right one is among the k best.
     """
     import torch
-    open_clip = torch_models.load('open_clip')
-    model, prepare = open_clip.create_model_from_pretrained(f'local-dir:{folder}')
-    tokenize = open_clip.get_tokenizer(f'local-dir:{folder}')
+    encode_images, encode_texts = encoders
     found, data = {}, examples(tar)
     owner_M = torch.tensor([i for i, (_, captions, _) in enumerate(data) for _ in captions])
     with torch.no_grad():
-        image_ND = model.encode_image(torch.stack([prepare(image) for image, _, _ in data]), normalize=True)
-        text_MD = model.encode_text(tokenize([text for _, captions, _ in data for text in captions]), normalize=True)
+        image_ND, text_MD = encode_images([image for image, _, _ in data]), encode_texts([text for _, captions, _ in data for text in captions])
         right_MN = owner_M[:, None] == torch.arange(len(data))
         score_MN = text_MD @ image_ND.T
         for name, score, right in (('text_to_image', score_MN, right_MN), ('image_to_text', score_MN.T, right_MN.T)):
@@ -140,7 +163,7 @@ def their_metrics(folder, tar, templates, classes=COLORS):
         if classes:
             class_CD = []
             for name in classes:
-                mean_D = model.encode_text(tokenize([template.replace('{}', name) for template in templates]), normalize=True).mean(dim=0)
+                mean_D = encode_texts([template.replace('{}', name) for template in templates]).mean(dim=0)
                 class_CD.append(mean_D / mean_D.norm())
             label_N = torch.tensor([label for _, _, label in data])
             best_NK = (100 * image_ND @ torch.stack(class_CD).T).topk(min(5, len(classes)), dim=1).indices
@@ -149,9 +172,15 @@ def their_metrics(folder, tar, templates, classes=COLORS):
     return found
 
 
-def test_the_same_accuracies_and_recalls(folder, tar):
-    templates = prompts.TEMPLATES['ensemble']
-    found, expected = our_metrics(folder, tar, 'ensemble'), their_metrics(folder, tar, templates)
+@pytest.mark.parametrize('kind', ['as open_clip saved it', 'open_clip', 'hf'])
+def test_the_same_accuracies_and_recalls(folder, tar, tmp_path, kind):
+    """The model as another library wrote it, and as tools/convert.py writes it for both libraries."""
+    checkpoint, theirs = f'open_clip:{folder}', of_open_clip
+    if kind in ('open_clip', 'hf'):
+        assert convert.main([checkpoint, f'{kind}:{tmp_path}']) == 0
+        checkpoint, folder, theirs = f'{kind}:{tmp_path}', tmp_path, of_transformers if kind == 'hf' else of_open_clip
+    found = our_metrics(checkpoint, tar, 'ensemble')
+    expected = their_metrics(theirs(folder), tar, prompts.TEMPLATES['ensemble'])
     for name, value in expected.items():
         assert found[name] == pytest.approx(value, abs=1e-12), name
     assert found['retrieval/captions'] == COUNT * EACH and found['retrieval/n'] == found['zero_shot/n'] == COUNT
