@@ -122,7 +122,8 @@ def opened(checkpoint: str, config: Mapping[str, Any] | None = None) -> Iterator
     if config is None and not source.config.get('evals'):
         raise RecipeError(f'--config: {source.where} says nothing of evaluations; valid: --val, --folder, or a recipe with data and evals')
     given = source.config if config is None else stages.configs(config)[-1]
-    model = loaded.Model(source, mesh=_mesh(source))
+    any_of_them = next(iter(source.config.get('objectives', {})), '')  # each evaluator has its own
+    model = loaded.Model(source, mesh=_mesh(source), objective=any_of_them)
     names = given.get('tokenizers') or source.config.get('tokenizers', {})
     tokenizers = pipeline.build_tokenizers(names, {**source.config.get('data', {}), **given['data']})
     evals = {name: {**spec, 'every': 'end'} for name, spec in given['evals'].items()}  # now, whatever their cadence in a run
@@ -150,15 +151,16 @@ def _mesh(source: Source) -> Mapping[str, int]:
 
 def of_files(val: str, folder: str, templates: str, source: Source) -> dict[str, Any]:
     """A recipe's data and evals for --val and --folder, with images prepared as the checkpoint's are."""
-    ops = (dict(name='decode'), *loaded.image_ops(source))
-    length = loaded.text_length(source)
+    objective = loaded.first_with_embeddings(loaded.module_of(source))
+    ops, length = (dict(name='decode'), *loaded.image_ops(source, objective)), loaded.text_length(source, objective)
+    both = dict(length=length, objective=objective, tokenizer=loaded.tokenizer_of(source.config))
     c = recipe.new()
     if val:
         c.data.val = dict(source=dict(name='webdataset', files=val), ops=ops)
-        c.evals.retrieval = dict(name='retrieval', data='val', length=length)
+        c.evals.retrieval = dict(name='retrieval', data='val', **both)
     if folder:
         c.data.folder = dict(source=dict(name='folder', root=folder), ops=ops)
-        c.evals.zero_shot = dict(name='zero_shot', data='folder', length=length, templates=templates)
+        c.evals.zero_shot = dict(name='zero_shot', data='folder', templates=templates, **both)
     c.kinds = {}
     return recipe.resolve(recipe.complete(c))
 
@@ -168,6 +170,8 @@ def main(config):
     given = flags.FLAGS
     if bool(given.workdir) == bool(given.checkpoint):
         raise RecipeError('--workdir, --checkpoint: which? give a run\'s folder, or a checkpoint such as hf:DIR')
+    if given.checkpoint and given.step is not None:
+        raise RecipeError('--step: of --workdir; a checkpoint has it in its name, WORKDIR@STEP')
     checkpoint = given.checkpoint or (given.workdir if given.step is None else f'{given.workdir}@{given.step}')
     if config is not None:
         config = recipe.resolve(config)

@@ -8,6 +8,7 @@
 N images, M texts, C classes, D width, K found, H×W pixels, L tokens.
 """
 
+import functools
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ from bigvlm.evals import prompts
 from bigvlm.evals.embed import Embedder
 from bigvlm.evals.zero_shot import class_scorer
 from bigvlm.interop.source import Source, open_source
+from bigvlm.objectives import all_pairs
 from bigvlm.state import abstract_variables, expected_shapes
 
 Picture = str | Path | bytes | Image.Image | np.ndarray
@@ -68,24 +70,20 @@ class Model:
                  batch: int = 64):
         self.source, self.config, self.where = source, source.config, source.where
         self.mesh = mesh_lib.make_mesh(mesh or {'data': -1})
-        if not self.config.get('objectives'):
-            raise RecipeError(f'{source.where} is a tower without a partner: it has no common space of images and texts; valid: a model of '
-                              'two towers, or config.start for this one')
         self._fields = dict(remat='none', **({'dtype': dtype} if dtype else {}))
-        self.module = model_lib.from_config(self.config, **self._fields)
-        self.objective = objective or _first_with_embeddings(self.module)
+        self.module = module_of(source, **self._fields)
+        self.objective = objective or first_with_embeddings(self.module)
         if self.objective not in self.module.objectives:
             raise RecipeError(f'objective: there is no {self.objective!r} (there are: {", ".join(self.module.objectives)})')
         self._place(source)
         self._functions = functions.Functions(functions.jitted(self.module, self.objective, self.stored),
                                               self.module.objectives[self.objective](), self.params, self.collections)
         self._embedder: Embedder = functions.embedder(self._functions, self.mesh, batch)
-        self.image_ops, self.length = image_ops(source, self.objective), text_length(source, self.objective)
         self._tokenizers: dict[str, Any] = {}
 
     def _place(self, source: Source) -> None:
         """Reads every array to where it is stored."""
-        kinds = self.config.get('kinds') or {'pairs': {}}
+        kinds = self.config.get('kinds') or model_lib.kinds(self.module)
         params, collections = abstract_variables(self.module, {kind: expected_shapes(self.module, kind) for kind in kinds})
         flat = dict(sorted(paths.flatten(params).items()))
         self.stored = layout_lib.make(self.config.get('layout', (('.*', 'fsdp'),)), flat, self.mesh)
@@ -119,11 +117,20 @@ class Model:
 
     # --- images and texts ---
 
+    @functools.cached_property
+    def image_ops(self) -> tuple[Mapping[str, Any], ...]:
+        """The data ops, after 'decode', that prepare an image."""
+        return image_ops(self.source, self.objective)
+
+    @functools.cached_property
+    def length(self) -> int:
+        """Tokens of a text."""
+        return text_length(self.source, self.objective)
+
     @property
     def tokenizer(self) -> Any:
         """The recipe's tokenizer of texts; trained ones need the run's data."""
-        tower = tower_of(self.config, 'text', self.objective)
-        name = self.config['towers'][tower].get('tokenizer', tower)
+        name = tokenizer_of(self.config)
         if name not in self._tokenizers:
             if name not in self.config.get('tokenizers', {}):
                 raise RecipeError(f'{self.where}: has no tokenizer; texts can be given as token ids, int32 [M, {self.length}]')
@@ -144,10 +151,13 @@ class Model:
 
     def encode_images(self, images: Sequence[Picture]) -> np.ndarray:
         """Files, encoded bytes, PIL images or uint8 [H, W, 3] arrays -> float32 [N, D] of length one (per token for FILIP)."""
+        if isinstance(images, Picture) and np.ndim(images) != 4:
+            raise RecipeError('images: found one; valid: a list of them')
         return self._embedder.images(_Prepared(self, images))
 
     def encode_texts(self, texts: Sequence[str] | np.ndarray) -> np.ndarray:
         """Texts, or token ids int32 [M, L] -> float32 [M, D] of length one."""
+        _check_several(texts, 'texts')
         ids_ML = texts if isinstance(texts, np.ndarray) else self.tokenizer(self._clean(texts), self.length)
         return self._embedder.texts(np.asarray(ids_ML, np.int32))
 
@@ -161,12 +171,15 @@ class Model:
                  templates: str | Sequence[str] = 'photo') -> Classified:
         """Zero-shot: each name's embedding is the normalised mean of its prompts'. ``templates``: as in evals/prompts.py; each
         holds '{}' once. ``images``: as for ``encode_images``, or embeddings [N, D]."""
+        _check_several(names, 'names')
         wordings = prompts.templates(templates if isinstance(templates, str) else tuple(templates))
         text_PD = self.encode_texts([wording.replace('{}', name) for name in names for wording in wordings])
         score_NC = class_scorer(self._embedder, text_PD, len(wordings))(self._embedded(images))
         learned = self.params.get(self.objective, {})
         scale = np.exp(np.asarray(learned['t'])) if 't' in learned else 1. / self._functions.objective.temperature
-        if 'b' in learned:  # SigLIP: each pair by itself
+        if np.ndim(scale):  # all_pairs: one for each type of pairs
+            scale = scale[all_pairs.TYPES.index('image_text')]
+        elif 'b' in learned:  # SigLIP: each pair by itself
             return Classified(1. / (1. + np.exp(-(score_NC * scale + np.asarray(learned['b'])))), tuple(names))
         odds_NC = np.exp(scale * (score_NC - score_NC.max(axis=1, keepdims=True)))
         return Classified(odds_NC / odds_NC.sum(axis=1, keepdims=True), tuple(names))
@@ -185,6 +198,11 @@ class Model:
         """As the run's evaluations do with the texts that they read."""
         canonical = any(spec.get('canonicalize') for spec in self.config.get('evals', {}).values())
         return [prompts.canonicalize(text) for text in texts] if canonical else list(texts)
+
+
+def _check_several(texts: Any, what: str) -> None:
+    if isinstance(texts, str):  # a sequence, too: of letters
+        raise RecipeError(f'{what}: found one text, {texts!r}; valid: a list of them')
 
 
 class _Prepared(Sequence):
@@ -218,23 +236,34 @@ def _encoded(image: Picture) -> bytes:
     return file.getvalue()
 
 
+def module_of(source: Source, **overrides: Any) -> model_lib.Model:
+    """The model of a checkpoint, as ``model.from_config``; RecipeError for a tower alone."""
+    if not source.config.get('objectives'):
+        raise RecipeError(f'{source.where} is a tower without a partner: it has no common space of images and texts; valid: a model of '
+                          'two towers, or config.start for this one')
+    return model_lib.from_config(source.config, **overrides)
+
+
 def tower_of(config: Mapping[str, Any], side: str, objective: str = '') -> str:
     """The tower that encodes the images ('image') or texts ('text') of an objective; of the first, if none is named."""
     specs = config['objectives']
     objective = objective or next(iter(specs))
     part = parts.build('bigvlm.objectives', specs[objective], f'objectives.{objective}')
-    if getattr(part, side, None) is None:
+    found = [tower for field, tower in model_lib.towers_of(part).values() if field == f'{side}_tower']
+    if not found:
         raise RecipeError(f'objectives.{objective}: encodes no {side}')
-    return model_lib.towers_of(part)[getattr(part, side)][1]
+    return found[0]
 
 
 def image_ops(source: Source, objective: str = '') -> tuple[Mapping[str, Any], ...]:
-    """The data ops, after 'decode', that prepare an image. Of a run: what its evaluations do with images; where that leaves them
-    as large as they are, scaled to the tower's side."""
+    """The data ops, after 'decode', that prepare an image. Of a run: what zero-shot classification or retrieval does with images
+    (other evaluations may cut and mask them as training does); where that leaves them as large as they are, or there is none, scaled
+    to the tower's side."""
     if source.description is not None:
         return tuple(source.description.image_ops)
     config = source.config
-    read = [spec['data'] for spec in config.get('evals', {}).values() if spec.get('data') in config.get('data', {})]
+    read = [spec['data'] for spec in config.get('evals', {}).values()
+            if spec['name'] in ('zero_shot', 'retrieval') and spec['data'] in config.get('data', {})]
     ops = next((config['data'][name].get('ops', ()) for name in read), ())
     kept = tuple(spec for spec in ops if spec['name'] not in ('decode', 'tokenize', 'tokenize_all', 'keep'))
     tower = tower_of(config, 'image', objective)
@@ -249,10 +278,19 @@ def text_length(source: Source, objective: str = '') -> int:
     """Tokens of a text."""
     if source.description is not None and source.description.length:
         return source.description.length
-    return source.config['towers'][tower_of(source.config, 'text', objective)]['length']
+    tower = tower_of(source.config, 'text', objective)
+    if 'length' not in source.config['towers'][tower]:
+        raise RecipeError(f'towers.{tower}: takes no token ids; valid: images alone, to be encoded or compared with each other')
+    return source.config['towers'][tower]['length']
 
 
-def _first_with_embeddings(module: model_lib.Model) -> str:
+def tokenizer_of(config: Mapping[str, Any]) -> str:
+    """The name of the tokenizer of the texts that are read: the evaluations' own, or 'text', their default."""
+    return next((spec['tokenizer'] for spec in config.get('evals', {}).values() if spec.get('tokenizer')), 'text')
+
+
+def first_with_embeddings(module: model_lib.Model) -> str:
+    """The first objective that embeds images and texts. Raises RecipeError if there is none."""
     able = [name for name, make in module.objectives.items() if hasattr(make(), 'embed')]
     if not able:
         raise RecipeError(f'objectives: none of {", ".join(module.objectives)} embeds images and texts')

@@ -211,6 +211,11 @@ def _check_references(makers) -> None:
                 raise RecipeError(f'objectives.{name}.{field}: there is no tower {tower!r} (towers: {", ".join(makers["towers"])})')
 
 
+def kinds(model: Model) -> list[str]:
+    """All kinds of batches that its objectives serve."""
+    return sorted({kind for make in model.objectives.values() for kind in getattr(make(), 'kinds', ('pairs',))})
+
+
 def towers_of(objective: nn.Module) -> dict[str, tuple[str, str]]:
     """{batch key: (field, tower)} that an objective encodes: its ``towers()`` if it says so, else by its fields ``image``,
     ``text`` and ``image_tower``, ``text_tower``."""

@@ -268,6 +268,9 @@ def _console() -> None:
 def from_command_line(spec: str, overrides: Sequence[tuple[str, str]] = ()) -> ConfigDict:
     """The recipe, complete, with overrides ``(key, text)``, locked."""
     config = load(spec)
+    for key, text in overrides:  # the only parts that the command line may add: any recipe can begin with other weights
+        if (entry := re.fullmatch(r'start\.(\w+)\.checkpoint', key)) and entry[1] not in config.start:
+            config.start[entry[1]] = {'checkpoint': text}
     for key, text in overrides:  # first those that decide which fields there are
         if key.split('.')[-1] == 'name' and _has(config, key):
             _override(config, key, text)

@@ -26,6 +26,8 @@ from bigvlm.state import State
 log = logging.getLogger('bigvlm.start')
 
 _LISTED = 12  # paths that an error shows
+# Fields of a tower that no array shows.
+_COMPUTED = ('activation', 'norm_eps', 'mean', 'std', 'pre_norm', 'pool', 'last_norm', 'causal', 'first_position')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,8 +78,10 @@ def begin(placed: Placed) -> State:
         if both := sorted(wanted.keys() & loaded.keys()):
             raise RecipeError(f'start.{key}.load: another entry gives {both[0]} already')
         loaded |= _load(placed, source, wanted, one, f'start.{key}')
+        for difference in _differences(config, source, wanted):
+            log.warning('start.%s: %s', key, difference)
         if one.optimizer == 'keep':
-            kept |= _keep(placed, source, f'start.{key}.optimizer')
+            kept |= _keep(placed, source, wanted, f'start.{key}.optimizer')
         log.info('%d of %d parameters begin with those of %s', len(wanted), len(names), source.where)
     state = placed.init()(np.uint32(config['seed']), loaded)
     if kept:
@@ -97,6 +101,19 @@ def _targets(one: Start, names: Mapping[str, Any], where: str) -> dict[str, str]
                 break
     if not found:
         raise RecipeError(f'{where}.load: nothing is loaded')
+    return found
+
+
+def _differences(config: Mapping[str, Any], source: Source, wanted: Mapping[str, str]) -> list[str]:
+    """Of towers that are loaded, the fields by which the same arrays give something else than there."""
+    found = []
+    for here, there in sorted({(path.split('/')[0], other.split('/')[0]) for path, other in wanted.items()}):
+        if here in config['towers'] and there in source.config['towers']:
+            ours, theirs = (parts.build('bigvlm.towers', towers[name], f'towers.{name}')
+                            for towers, name in ((config['towers'], here), (source.config['towers'], there)))
+            fields = [field for field in _COMPUTED if hasattr(ours, field) and hasattr(theirs, field)]
+            found += [f'towers.{here}.{field} is {getattr(ours, field)!r} here and was {getattr(theirs, field)!r} in {source.where}'
+                      for field in fields if getattr(ours, field) != getattr(theirs, field)]
     return found
 
 
@@ -131,8 +148,11 @@ def _resized(placed: Placed, source: Source, path: str, there: str) -> jax.Array
     return jax.device_put(np.asarray(fitted, name.dtype), name.sharding)
 
 
-def _keep(placed: Placed, source: Source, where: str) -> dict[str, jax.Array]:
-    """The optimizer's state and the averages of a run, by the paths of this run's state."""
+def _keep(placed: Placed, source: Source, loaded: Mapping[str, str], where: str) -> dict[str, jax.Array]:
+    """The optimizer's state and the averages of a run, by the paths of this run's state. ``loaded``: {our path: the path there}."""
+    if other := [path for path, trained in placed.plan.optimizer.trainable.items() if trained and loaded.get(path) != path]:
+        raise RecipeError(f'{where}: {other[0]} does not begin with its own value of {source.where}, so that its moments would be '
+                          "another's; valid: a load of all that is trained, or reset")
     flat = {paths.from_key_path(key_path): x for key_path, x in jax.tree_util.tree_flatten_with_path(placed.state())[0]}
     wanted = {path: x for path, x in flat.items() if path.startswith(('opt/', 'ema/'))}
     if source.load_kept is None:

@@ -24,9 +24,10 @@ def get_config(arg=None):
     c.tokenizers = dict(text=dict(name='clip_bpe', model=arg.tokenizer))
     text = dict(size='', width=arg.width, depth=12, heads=arg.heads, activation='gelu', norm_eps=1e-5, remat='named')
     c.towers = dict(
-        image=dict(name='vit', size=arg.size, patch=arg.patch, image=arg.image, pool='queries', queries=255, query_heads=8, query_width=arg.out,
-                   class_token=True, last_norm='none', pre_norm=True, patch_bias=False, mean=(.48145466, .4578275, .40821073), std=(.26862954, .26130258, .27577711), activation='gelu',
-                   norm_eps=1e-5, init_scheme='clip', out_dim=arg.out, out_bias=False, remat='named'),
+        image=dict(name='vit', size=arg.size, patch=arg.patch, image=arg.image, pool='queries', queries=255, query_heads=8,
+                   query_width=arg.out, class_token=True, last_norm='none', pre_norm=True, patch_bias=False,
+                   mean=(.48145466, .4578275, .40821073), std=(.26862954, .26130258, .27577711), activation='gelu', norm_eps=1e-5,
+                   init_scheme='clip', out_dim=arg.out, out_bias=False, remat='named'),
         text=dict(name='text', vocab=49_408, length=76, causal=True, class_token=True, pool='last', pad_id=0, eot_id=49_407,
                   mask_padding=True, late_mask=True, init_scheme='clip', out_dim=arg.out, out_bias=False, **text))
     c.decoders = dict(captioner=dict(name='text', vocab=49_408, cross_mlp=True, init_scheme='clip', **text))

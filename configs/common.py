@@ -33,9 +33,9 @@ def clip_text(width: int = 512, **more) -> dict:
 
 def begin_with(image: str = '', text: str = '', out: str = '') -> dict:
     """``c.start`` of towers 'image' and 'text' that begin with published weights (docs/interop.md), where given. ``out``: the tower
-    ('image', 'text') whose last projection is theirs, too; others' are drawn."""
+    ('image', 'text') whose last projection is theirs, too; others' are drawn, and a neck before them."""
     def entry(tower, checkpoint):
-        paths = f'{tower}/.*' if tower == out else f'{tower}/(?!out/).*'
+        paths = f'{tower}/.*' if tower == out else f'{tower}/(?!out/|neck).*'
         return dict(checkpoint=checkpoint, load=((paths, r'\g<0>'),), resize=(f'{tower}/position',))
     return {tower: entry(tower, checkpoint) for tower, checkpoint in (('image', image), ('text', text)) if checkpoint}
 

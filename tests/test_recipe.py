@@ -100,6 +100,12 @@ def test_overrides_keep_the_type_of_what_they_replace(path):
     assert recipe.resolve(config)['optim']['decay'] == (('image/.*', 1.), ('.*', 0.))
 
 
+def test_the_command_line_may_add_weights_to_begin_with(path):
+    config = overridden(path, 'start.run.checkpoint=runs/x@5', 'start.run.optimizer=keep', "start.run.load=(('image/.*', r'\\g<0>'),)")
+    assert config.start.run.to_dict() == dict(checkpoint='runs/x@5', load=(('image/.*', r'\g<0>'),), resize=(), optimizer='keep')
+    assert refused(overridden, path, 'start.run.optimizer=keep').startswith('start.run: unknown key')
+
+
 @pytest.mark.parametrize('override, message', [
     ('bach=3', "bach: unknown key; did you mean 'batch'? (valid: about, "),
     ('optim.lrr=3', "optim.lrr: unknown key; did you mean 'lr'? (valid: "),
@@ -181,7 +187,7 @@ def test_a_command_ends_in_one_line_and_code_2(path):
     for override, message in (
             ('--config.towers.image.pach=4', "bigvlm: towers.image.pach: unknown key; did you mean 'patch'?"),
             ('--config.towers.image.pool=token',
-             "bigvlm: towers.image.pool: unknown value 'token' (valid: cls, gap, map, queries, cascade)")):
+             "bigvlm: towers.image.pool: unknown value 'token' (valid: cls, pooler, gap, map, queries, cascade)")):
         done = subprocess.run([sys.executable, tool, '--config', path, override], env=environment, capture_output=True,
                               text=True, timeout=120)
         assert done.returncode == 2, done.stderr

@@ -1,5 +1,7 @@
 """Runs that begin with what other runs have learned (other libraries' files: tests/interop)."""
 
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from bigvlm import checkpoint, optim, start, workdir
 from bigvlm.core import paths
 from bigvlm.core.parts import RecipeError
 from bigvlm.interop.source import open_source
+from configs import common
 
 ALL = (('.*', r'\g<0>'),)
 
@@ -113,9 +116,31 @@ def test_two_entries_may_not_give_one_parameter(run):
         begin(start=dict(a=entry(run[0]), b=entry(run[0], load=(('image/.*', r'\g<0>'),))))
 
 
+def test_towers_that_compute_otherwise_are_told(run, caplog):
+    image = {**tiny.TOWERS['image'], 'activation': 'gelu', 'mean': (.1, .2, .3)}
+    with caplog.at_level('WARNING', 'bigvlm.start'):
+        begin(start=dict(run=entry(run[0])), towers={**tiny.TOWERS, 'image': image})
+    told = [record.getMessage() for record in caplog.records if record.name == 'bigvlm.start']
+    assert [line.split(' is ')[0] for line in told] == ['start.run: towers.image.activation', 'start.run: towers.image.mean']
+    assert "is 'gelu' here and was 'gelu_tanh' in " in told[0]
+
+
+def test_a_neck_and_a_projection_are_not_in_every_file():
+    (pattern, _), = common.begin_with('hf:a', 'hf:b', out='image')['text']['load']
+    names = ('text/embed/embedding', 'text/pooler/kernel', 'text/out/kernel', 'text/neck/kernel', 'text/neck_norm/bias', 'image/out/kernel')
+    assert [name for name in names if re.fullmatch(pattern, name)] == ['text/embed/embedding', 'text/pooler/kernel']
+
+
 def test_another_optimizer_cannot_be_kept(run):
     with pytest.raises(RecipeError, match=r'^start.run.optimizer: opt/.* is .* here and .* in .*@3; valid: the same optimizer'):
         begin(start=dict(run=entry(run[0], optimizer='keep')), optim=dict(name='sgd', lr=.1, schedule=dict(name='constant')))
+
+
+@pytest.mark.parametrize('load', [(('image/.*', r'\g<0>'),),
+                                  (('text/out/bias', 'image/out/bias'), ('image/out/bias', 'text/out/bias'), *ALL)])
+def test_moments_of_what_is_not_loaded_are_not_kept(run, load):
+    with pytest.raises(RecipeError, match='^start.run.optimizer: .* does not begin with its own value of .*@3'):
+        begin(start=dict(run=entry(run[0], load=load, optimizer='keep')))
 
 
 @pytest.mark.parametrize('place, message', [('nowhere', "'nowhere' is no checkpoint; valid: hf:"), ('{}@x', 'is no checkpoint'),
@@ -123,6 +148,11 @@ def test_another_optimizer_cannot_be_kept(run):
 def test_places_without_a_checkpoint(run, place, message):
     with pytest.raises(RecipeError, match=message):
         open_source(place.format(run[0]))
+
+
+def test_a_folder_may_have_an_at_in_its_name(run, tmp_path):
+    (tmp_path / 'a@b').symlink_to(run[0])
+    assert open_source(str(tmp_path / 'a@b')).step == open_source(str(tmp_path / 'a@b@3')).step == 3
 
 
 def test_only_what_is_asked_for_is_read(run, monkeypatch):

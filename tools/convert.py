@@ -69,6 +69,8 @@ def convert(options: argparse.Namespace) -> list[str]:
     kind, colon, place = options.target.partition(':')
     if not colon or kind not in TARGETS or not place:
         raise RecipeError(f'target: found {options.target!r}; valid: {", ".join(f"{name}:PATH" for name in TARGETS)}')
+    if kind in ('npz', 'stablehlo') and options.dtype != 'float32':
+        raise RecipeError(f'--dtype: {kind} is written in float32')
     model = bigvlm.load(options.source, objective=options.objective)
     if kind == 'stablehlo':
         return artefact.write(Path(place), model)

@@ -43,16 +43,15 @@ class Result(NamedTuple):
 
 def planned(source: Source, options: argparse.Namespace) -> tuple[dict[str, Any], suite.Plan]:
     """(a recipe with the suite as its evaluators, the plan). Images are prepared and texts as long as the model's are, unless asked."""
-    config = {**recipe.new().to_dict(), **source.config}
-    name = options.objective or next(iter(config['objectives']))
+    config = {**recipe.new().to_dict(), 'kinds': {}, **source.config}
+    name = options.objective or loaded.first_with_embeddings(loaded.module_of(source))
     if name not in config['objectives']:
         raise RecipeError(f'--objective: {name!r}; valid: {", ".join(config["objectives"])}')
-    text = loaded.tower_of(config, 'text', name)
     length = options.length or loaded.text_length(source, name)
     ops = (dict(name='resize', size=options.image),) if options.image else loaded.image_ops(source, name)
     plan = suite.specs(
         list(filter(None, options.sets.split(','))), options.data, (dict(name='decode'), *ops),
-        kinds=options.kinds.split(','), tokenizer=options.tokenizer or config['towers'][text].get('tokenizer', text), length=length,
+        kinds=options.kinds.split(','), tokenizer=options.tokenizer or loaded.tokenizer_of(config), length=length,
         prompts=options.prompts, canonicalize=options.canonicalize, limit=options.limit, objective=name, batch=options.batch)
     whole = ConfigDict({**config, 'data': {**config['data'], **plan.data}, 'evals': plan.evals})
     return recipe.resolve(recipe.complete(whole)), plan
@@ -132,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add('--kinds', default=','.join(suite.KINDS), help='what to evaluate')
     add('--prompts', default='', help="CLIP's data/prompts.md, for its templates")
     add('--step', type=int, help='the checkpoint; the newest if not given')
-    add('--objective', default='', help='whose embeddings; the first if not given')
+    add('--objective', default='', help='whose embeddings; the first that has any if not given')
     add('--limit', type=int, default=0, help='images per set; 0: all')
     add('--batch', type=int, default=64)
     add('--image', type=int, default=0, help="side of images; the tower's if not given")
@@ -146,6 +145,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         if bool(options.workdir) == bool(options.checkpoint):
             raise RecipeError("--workdir, --checkpoint: which? give a run's folder, or a checkpoint such as hf:DIR")
+        if options.checkpoint and options.step is not None:
+            raise RecipeError('--step: of --workdir; a checkpoint has it in its name, WORKDIR@STEP')
         published = anchors(options.published) if options.published else {}
         checkpoint = options.checkpoint or (options.workdir if options.step is None else f'{options.workdir}@{options.step}')
         config, plan = planned(open_source(checkpoint), options)

@@ -47,8 +47,7 @@ class Description:
         """{path: ShapeDtypeStruct} of all parameters and of running statistics."""
         if self.config.get('objectives'):
             model = model_lib.from_config(self.config)
-            kinds = {kind for make in model.objectives.values() for kind in getattr(make(), 'kinds', ('pairs',))}
-            params, collections = abstract_variables(model, {kind: expected_shapes(model, kind) for kind in sorted(kinds)})
+            params, collections = abstract_variables(model, {kind: expected_shapes(model, kind) for kind in model_lib.kinds(model)})
             return paths.flatten(params) | paths.flatten(collections.get('batch_stats', {}))
         found = {}
         for name, spec in self.config['towers'].items():

@@ -25,16 +25,20 @@ PAIRS = ('clip', 'siglip', 'chinese_clip', 'altclip', 'vision_text_dual_encoder'
 def renamed(config: Mapping[str, Any], objective: str, image: str, text: str,
             whole: bool = False) -> tuple[dict[str, Any], Callable[[str], str]]:
     """(the recipe's groups with towers 'image' and 'text' and objective 'match', this recipe's path of a path of such a one). Of
-    other objectives, those that read a decoder stay (CoCa's captions); all of them if ``whole`` (FLAVA's)."""
+    other objectives, those that read a decoder stay (CoCa's captions); all of them if ``whole`` (FLAVA's). WeightsError for one tower
+    of both."""
+    if image == text:
+        raise WeightsError(f'towers.{image}: encodes images and texts, for which other libraries have a tower each')
     names = {'image': image, 'text': text, 'match': objective}
     back = {ours: theirs for theirs, ours in names.items()}
     groups = {group: {back.get(name, name): _renamed(spec, back) for name, spec in config.get(group, {}).items()}
-              for group in ('towers', 'fusion', 'decoders')}
-    groups['towers'] = {name: spec for name, spec in groups['towers'].items() if name in ('image', 'text')}
+              for group in ('fusion', 'decoders')}
+    groups['towers'] = {'image': config['towers'][image], 'text': config['towers'][text]}
     read = {name: spec for name, spec in config['objectives'].items()
             if whole or set(map(str, spec.values())) & groups['decoders'].keys()}
     read.pop(objective, None)
-    read['match'] = config['objectives'][objective]
+    given = config['objectives'][objective]
+    read['match'] = {**given, **{f'{side}_tower': names[side] for side in ('image', 'text') if f'{side}_tower' in given}}
     groups['objectives'] = {name: _renamed(spec, back) for name, spec in read.items()}
 
     def path(there: str) -> str:

@@ -57,7 +57,8 @@ def open_source(text: str) -> Source:
     kind, colon, place = text.partition(':')
     if colon and kind in FORMATS:
         return of_foreign(*importlib.import_module(FORMATS[kind]).open_model(place), text)
-    workdir, at, step = text.rpartition('@') if '@' in text else (text, '', '')
+    whole = '@' not in text or (Path(text) / 'config.json').is_file()  # a folder's own name may have one
+    workdir, at, step = (text, '', '') if whole else text.rpartition('@')
     if not (Path(workdir) / 'config.json').is_file() or at and not step.isdigit():
         raise WeightsError(f'{text!r} is no checkpoint; valid: {", ".join(f"{name}:…" for name in FORMATS)}, or a run\'s WORKDIR[@STEP]')
     return of_run(Path(workdir), int(step) if at else None)

@@ -8,7 +8,10 @@ import torch_models
 from PIL import Image
 
 import bigvlm
-from bigvlm.core import paths
+from bigvlm import model as model_lib
+from bigvlm.core import parts, paths
+from bigvlm.core.foreign import WeightsError
+from bigvlm.interop import export
 from tools import convert
 
 pytestmark = pytest.mark.usefixtures('one_device')
@@ -87,9 +90,13 @@ def test_what_cannot_be(run, tmp_path, capsys, target, message):
     assert f'convert: {message}' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize('kind', ['npz', 'stablehlo'])
+def test_files_of_one_dtype(run, tmp_path, capsys, kind):
+    assert convert.main([str(run), f'{kind}:{tmp_path}/x', '--dtype', 'bfloat16']) == 2
+    assert f'convert: --dtype: {kind} is written in float32' in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
 def test_no_model_of_transformers(run, tmp_path, capsys):
-    config = json.loads((run / 'config.json').read_text())
-    config['towers']['image']['pool'] = 'gap'
     assert convert.main([str(run), f'hf:{tmp_path}', '--model_type', 'siglip']) == 2
     assert 'transformers has no model for this one:\nsiglip: objectives' in capsys.readouterr().err
 
@@ -119,3 +126,16 @@ def test_open_clip_opens_the_folder(run, model, tmp_path, capsys):
         image = theirs.eval().encode_image(torch.stack([preprocess(x) for x in IMAGES]), normalize=True).numpy()
         text = theirs.encode_text(tokenizer(TEXTS), normalize=True).numpy()
     assert abs(image - model.encode_images(IMAGES)).max() < 1e-5 and abs(text - model.encode_texts(TEXTS)).max() < 1e-5
+
+
+def test_towers_and_batches_of_other_names():
+    """Beside a tower that is already called 'image'."""
+    towers = dict(student=dict(name='vit', size='B'), image=dict(name='vit', size='L'), words=dict(name='text'))
+    spec = dict(name='contrastive', image='photo', text='words', image_tower='student', text_tower='')
+    groups, path = export.renamed(dict(towers=towers, objectives=dict(c=spec)), 'c', 'student', 'words')
+    assert groups['towers'] == dict(image=towers['student'], text=towers['words'])
+    assert model_lib.towers_of(parts.build('bigvlm.objectives', groups['objectives']['match'], '')) == dict(
+        photo=('image_tower', 'image'), words=('text_tower', 'text'))
+    assert [path(there) for there in ('image/a', 'text/b', 'match/t', 'joint/c')] == ['student/a', 'words/b', 'c/t', 'joint/c']
+    with pytest.raises(WeightsError, match='^towers.student: encodes images and texts'):
+        export.renamed(dict(towers=towers, objectives=dict(c=spec)), 'c', 'student', 'student')

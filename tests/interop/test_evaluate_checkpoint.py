@@ -1,5 +1,6 @@
 """A checkpoint of another library under our evaluators, without a recipe."""
 
+import dataclasses
 import io
 import json
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import tarfile
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -14,7 +16,7 @@ from PIL import Image
 from bigvlm import evaluate
 from bigvlm.core.parts import RecipeError
 from bigvlm.interop.source import open_source
-from tools import convert
+from tools import convert, suite
 
 pytestmark = pytest.mark.usefixtures('one_device')
 ROOT = Path(__file__).parent.parent.parent
@@ -62,13 +64,49 @@ def test_the_same_numbers_as_of_the_run_itself(run, exported, files):
     assert {'retrieval/image_to_text_r1', 'zero_shot/top1'} <= ours.keys()
 
 
+def test_the_suite_needs_no_recipe_either(exported, files, tmp_path, capsys):
+    (tmp_path / 'cifar10').mkdir()
+    (tmp_path / 'cifar10/test').symlink_to(files / 'classes')
+    (tmp_path / 'cifar10/classnames.txt').write_text('blue\ndog\nred\n')
+    suite.main(['--checkpoint', exported, '--data', str(tmp_path), '--sets', 'cifar10,mnist', '--kinds', 'zero_shot', '--csv',
+                str(tmp_path / 'suite.csv')])
+    assert 'zero_shot: mean ' in capsys.readouterr().out and 'cifar10' in (tmp_path / 'suite.csv').read_text()
+
+
 def test_what_to_evaluate_must_be_said(exported):
     with pytest.raises(RecipeError, match='^--config: hf:.* says nothing of evaluations; valid: --val, --folder'):
         with evaluate.opened(exported):
             pass
 
 
+MASKED = dict(name='masked_image', patch=8, grid=(4, 4), transform=False, kinds=('pairs',))
+
+
+def test_the_objective_is_the_first_that_embeds(run):
+    source = open_source(str(run))
+    source = dataclasses.replace(source, config={**source.config, 'objectives': dict(a=MASKED) | source.config['objectives'], 'towers': {
+        name: {**spec, 'mask_token': True} if name == 'image' else spec for name, spec in source.config['towers'].items()}})
+    found = evaluate.of_files('x.tar', '', 'photo', source)['evals']['retrieval']
+    assert found['objective'] == 'contrast' and found['tokenizer'] == 'text' and found['length'] == 12
+
+
+def test_a_run_without_embeddings(run, monkeypatch):
+    """It has evaluators of its own: images reconstructed, say."""
+    source = open_source(str(run))
+    image = {**source.config['towers']['image'], 'pool': 'gap', 'mask_token': True}
+    source = dataclasses.replace(source, config=dict(towers=dict(image=image), objectives=dict(rec=MASKED)), load=lambda wanted: {
+        path: jnp.zeros(x.shape, x.dtype) for path, x in wanted.items()})
+    monkeypatch.setattr(evaluate, 'open_source', lambda _: source)
+    held_out = dict(name='held_out', data='val', objective='rec')
+    with pytest.raises(RecipeError, match='^evals.x.data: there is no dataset'):  # of the evaluator, not of the model
+        with evaluate.opened('run', dict(data={}, evals=dict(x=held_out))):
+            pass
+    with evaluate.opened('run', dict(data={}, evals={})) as (_, model):
+        assert model.objective == 'rec'
+
+
 @pytest.mark.parametrize('arguments, message', [
+    (['--checkpoint', 'runs/x', '--step', '3'], '--step: of --workdir; a checkpoint has it in its name, WORKDIR@STEP'),
     ([], '--workdir, --checkpoint: which?'), (['--checkpoint', 'hf:nowhere/at/all', '--val', 'x.tar'], 'nowhere/at/all')])
 def test_the_command_line(arguments, message):
     done = subprocess.run([sys.executable, '-m', 'bigvlm.evaluate', *arguments], cwd=ROOT, capture_output=True, text=True, timeout=200)

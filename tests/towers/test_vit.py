@@ -160,7 +160,7 @@ def test_every_size_is_consistent_and_can_be_overridden():
     (dict(heads=5), '^heads: 5 heads do not divide the width 768$'),
     (dict(image=225), '^image: a side of 225 is not a multiple of the patch side 16 .trim=True cuts it.$'),
     (dict(patch=0), '^image: .*patch side 0'),
-    (dict(pool='tok'), "^pool: unknown value 'tok' .valid: cls, gap, map"),
+    (dict(pool='tok'), "^pool: unknown value 'tok' .valid: cls, pooler, gap, map"),
     (dict(position='rope'), "^position: unknown value 'rope' .valid: learned, sincos2d"),
     (dict(position='sincos2d', width=774, heads=6), '^width: sincos2d .* 4.* not 774'),
     (dict(patch_dropout=1.), r'^patch_dropout: 1.0 is not in \[0, 1\)'),
