@@ -56,6 +56,8 @@ class Checkpoints:
 
     def _open(self) -> ocp.CheckpointManager:
         """Also removes what killed or failed saves left."""
+        if self._options.read_only:
+            _quiet('Given directory is read only')  # as was asked for
         return ocp.CheckpointManager(self.directory, item_names=('params', 'rest', 'about'), options=self._options)
 
     # --- writing ---
@@ -243,6 +245,16 @@ class Checkpoints:
             more = [f'  … and {len(lines) - 20} more'] if len(lines) > 20 else []
             title = f'{self.directory / str(step)} does not fit this run (- only in the checkpoint, + only in the run):'
             raise CheckpointError('\n'.join([title, *lines[:20], *more]))
+
+
+def _quiet(beginning: str) -> None:
+    """Orbax warns of what is as it should be."""
+    logger = logging.getLogger('absl')
+    if not any(getattr(rule, 'beginning', None) == beginning for rule in logger.filters):
+        def rule(record: logging.LogRecord) -> bool:
+            return not str(record.msg).startswith(beginning)
+        rule.beginning = beginning
+        logger.addFilter(rule)
 
 
 # --- trees and typed keys ---

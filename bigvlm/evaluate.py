@@ -6,6 +6,7 @@
 """
 
 import contextlib
+import dataclasses
 import json
 import logging
 import os
@@ -16,7 +17,7 @@ from typing import Any
 import jax
 from absl import flags
 
-from bigvlm import functions, loaded, model as model_lib, recipe
+from bigvlm import functions, loaded, model as model_lib, prepared, recipe
 from bigvlm.core import durations, layout as layout_lib, mesh as mesh_lib, parts, stages
 from bigvlm.core.parts import RecipeError
 from bigvlm.data import pipeline
@@ -35,8 +36,6 @@ class Evaluators:
         self.model, self.specs, self.datasets, self.built, self._jitted = model, config['evals'], datasets, {}, {}
         for name, spec in self.specs.items():
             where, fields = f'evals.{name}', {k: v for k, v in spec.items() if k not in _OURS}
-            if name in model.objectives:
-                raise RecipeError(f'{where}: an objective has this name, whose metrics in training are {name}/…, too; valid: another name')
             objective = spec.get('objective') or next(iter(model.objectives))
             if objective not in model.objectives:
                 raise RecipeError(f'{where}.objective: there is no objective {objective!r} (there are: {", ".join(model.objectives)})')
@@ -111,17 +110,19 @@ class Evaluators:
 
 
 @contextlib.contextmanager
-def opened(checkpoint: str, config: Mapping[str, Any] | None = None) -> Iterator[tuple[Callable, loaded.Model]]:
+def opened(checkpoint: str | Source, config: Mapping[str, Any] | None = None) -> Iterator[tuple[Callable, loaded.Model]]:
     """``(evaluate, model)`` of a checkpoint (interop/source.py) under the evaluators of a recipe: ``config``, resolved, of which data,
     evals and, if there are any, tokenizers count; None: the run's own. ``evaluate(names)`` is ``Evaluators.run``, of all without names.
 
     Raises:
         RecipeError: there is no such checkpoint, or the evaluators do not fit it.
     """
-    source = open_source(checkpoint)
+    source = checkpoint if isinstance(checkpoint, Source) else open_source(checkpoint)
     if config is None and not source.config.get('evals'):
         raise RecipeError(f'--config: {source.where} says nothing of evaluations; valid: --val, --folder, or a recipe with data and evals')
     given = source.config if config is None else stages.configs(config)[-1]
+    if config is not None and 'eval_params' in config and source.step is not None:  # by the averages that the given recipe names
+        source = dataclasses.replace(source, config={**source.config, 'eval_params': config['eval_params']})
     any_of_them = next(iter(source.config.get('objectives', {})), '')  # each evaluator has its own
     model = loaded.Model(source, mesh=_mesh(source), objective=any_of_them)
     names = given.get('tokenizers') or source.config.get('tokenizers', {})
@@ -151,9 +152,11 @@ def _mesh(source: Source) -> Mapping[str, int]:
 
 def of_files(val: str, folder: str, templates: str, source: Source) -> dict[str, Any]:
     """A recipe's data and evals for --val and --folder, with images prepared as the checkpoint's are."""
-    objective = loaded.first_with_embeddings(loaded.module_of(source))
-    ops, length = (dict(name='decode'), *loaded.image_ops(source, objective)), loaded.text_length(source, objective)
-    both = dict(length=length, objective=objective, tokenizer=loaded.tokenizer_of(source.config))
+    objective = prepared.first_with_embeddings(prepared.module_of(source))
+    ops, length = (dict(name='decode'), *prepared.image_ops(source, objective)), prepared.text_length(source, objective)
+    both = dict(length=length, objective=objective, tokenizer=prepared.tokenizer_of(source.config))
+    if both['tokenizer'] not in source.config.get('tokenizers', {}):
+        raise RecipeError(f"--tokenizer: {source.where} has none; valid: one of ours, as 'sentencepiece,model=FILE'")
     c = recipe.new()
     if val:
         c.data.val = dict(source=dict(name='webdataset', files=val), ops=ops)
@@ -173,12 +176,13 @@ def main(config):
     if given.checkpoint and given.step is not None:
         raise RecipeError('--step: of --workdir; a checkpoint has it in its name, WORKDIR@STEP')
     checkpoint = given.checkpoint or (given.workdir if given.step is None else f'{given.workdir}@{given.step}')
+    source = open_source(checkpoint, given.tokenizer)
     if config is not None:
         config = recipe.resolve(config)
     elif given.val or given.folder:
-        config = of_files(given.val, given.folder, given.templates, open_source(checkpoint))
+        config = of_files(given.val, given.folder, given.templates, source)
     found = {}
-    with opened(checkpoint, config) as (evaluate, model):
+    with opened(source, config) as (evaluate, model):
         for name, value in evaluate():
             if isinstance(value, float):
                 found[name] = value
@@ -194,5 +198,6 @@ if __name__ == '__main__':
     flags.DEFINE_string('checkpoint', None, 'Instead: hf:DIR, hf:ORG/NAME, open_clip:FILE, npz:FILE, WORKDIR[@STEP].')
     flags.DEFINE_string('val', '', 'Image-text tars: retrieval, without a recipe.')
     flags.DEFINE_string('folder', '', 'A folder of images by class: zero-shot classification, without a recipe.')
+    flags.DEFINE_string('tokenizer', '', "Of a checkpoint without one (npz:FILE), as 'sentencepiece,model=FILE,lower=True'.")
     flags.DEFINE_string('templates', 'photo', 'Prompts of --folder: a set of evals/prompts.py, or a file.')
     recipe.run(main, config_required=False)

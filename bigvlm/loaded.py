@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from bigvlm import functions, model as model_lib
+from bigvlm import functions, model as model_lib, prepared
 from bigvlm.core import layout as layout_lib, mesh as mesh_lib, parts, paths
 from bigvlm.core.parts import RecipeError
 from bigvlm.data.bad import BadExample
@@ -48,19 +48,20 @@ class Found(NamedTuple):
     score_MK: np.ndarray
 
 
-def load(checkpoint: str, *, mesh: Mapping[str, int] | None = None, dtype: str = '', objective: str = '', batch: int = 64) -> 'Model':
+def load(checkpoint: str, *, mesh: Mapping[str, int] | None = None, dtype: str = '', objective: str = '', tokenizer: str = '',
+         batch: int = 64) -> 'Model':
     """The model of a checkpoint, as ``interop/source.py`` reads it.
 
     Args:
         checkpoint: ``hf:DIR``, ``hf:ORG/NAME``, ``open_clip:FILE``, ``timm:FILE``, ``npz:FILE``, ``WORKDIR`` or ``WORKDIR@STEP``.
         mesh: axis sizes as in a recipe; all devices share the batch by default, ``{'fsdp': 8}`` splits the parameters too.
         dtype: of compute; the recipe's by default, float32 of other libraries' models. objective: whose embeddings; the model's first
-            that has any by default. batch: examples at a time.
+            that has any by default. tokenizer: of files that have none, as 'sentencepiece,model=FILE'. batch: examples at a time.
 
     Raises:
         RecipeError: there is no such checkpoint, it is damaged, or of a model that is not known here.
     """
-    return Model(open_source(checkpoint), mesh=mesh, dtype=dtype, objective=objective, batch=batch)
+    return Model(open_source(checkpoint, tokenizer), mesh=mesh, dtype=dtype, objective=objective, batch=batch)
 
 
 class Model:
@@ -71,8 +72,8 @@ class Model:
         self.source, self.config, self.where = source, source.config, source.where
         self.mesh = mesh_lib.make_mesh(mesh or {'data': -1})
         self._fields = dict(remat='none', **({'dtype': dtype} if dtype else {}))
-        self.module = module_of(source, **self._fields)
-        self.objective = objective or first_with_embeddings(self.module)
+        self.module = prepared.module_of(source, **self._fields)
+        self.objective = objective or prepared.first_with_embeddings(self.module)
         if self.objective not in self.module.objectives:
             raise RecipeError(f'objective: there is no {self.objective!r} (there are: {", ".join(self.module.objectives)})')
         self._place(source)
@@ -120,20 +121,21 @@ class Model:
     @functools.cached_property
     def image_ops(self) -> tuple[Mapping[str, Any], ...]:
         """The data ops, after 'decode', that prepare an image."""
-        return image_ops(self.source, self.objective)
+        return prepared.image_ops(self.source, self.objective)
 
     @functools.cached_property
     def length(self) -> int:
         """Tokens of a text."""
-        return text_length(self.source, self.objective)
+        return prepared.text_length(self.source, self.objective)
 
     @property
     def tokenizer(self) -> Any:
         """The recipe's tokenizer of texts; trained ones need the run's data."""
-        name = tokenizer_of(self.config)
+        name = prepared.tokenizer_of(self.config)
         if name not in self._tokenizers:
             if name not in self.config.get('tokenizers', {}):
-                raise RecipeError(f'{self.where}: has no tokenizer; texts can be given as token ids, int32 [M, {self.length}]')
+                raise RecipeError(f"{self.where}: has no tokenizer; valid: one of ours, tokenizer='sentencepiece,model=FILE' "
+                                  f'(--tokenizer of commands), or texts as token ids, int32 [M, {self.length}]')
             specs = {name: self.config['tokenizers'][name]}
             self._tokenizers = build_tokenizers(specs, self.config.get('data', {}))
         return self._tokenizers[name]
@@ -234,64 +236,3 @@ def _encoded(image: Picture) -> bytes:
     file = io.BytesIO()
     image.save(file, 'PNG', compress_level=0)
     return file.getvalue()
-
-
-def module_of(source: Source, **overrides: Any) -> model_lib.Model:
-    """The model of a checkpoint, as ``model.from_config``; RecipeError for a tower alone."""
-    if not source.config.get('objectives'):
-        raise RecipeError(f'{source.where} is a tower without a partner: it has no common space of images and texts; valid: a model of '
-                          'two towers, or config.start for this one')
-    return model_lib.from_config(source.config, **overrides)
-
-
-def tower_of(config: Mapping[str, Any], side: str, objective: str = '') -> str:
-    """The tower that encodes the images ('image') or texts ('text') of an objective; of the first, if none is named."""
-    specs = config['objectives']
-    objective = objective or next(iter(specs))
-    part = parts.build('bigvlm.objectives', specs[objective], f'objectives.{objective}')
-    found = [tower for field, tower in model_lib.towers_of(part).values() if field == f'{side}_tower']
-    if not found:
-        raise RecipeError(f'objectives.{objective}: encodes no {side}')
-    return found[0]
-
-
-def image_ops(source: Source, objective: str = '') -> tuple[Mapping[str, Any], ...]:
-    """The data ops, after 'decode', that prepare an image. Of a run: what zero-shot classification or retrieval does with images
-    (other evaluations may cut and mask them as training does); where that leaves them as large as they are, or there is none, scaled
-    to the tower's side."""
-    if source.description is not None:
-        return tuple(source.description.image_ops)
-    config = source.config
-    read = [spec['data'] for spec in config.get('evals', {}).values()
-            if spec['name'] in ('zero_shot', 'retrieval') and spec['data'] in config.get('data', {})]
-    ops = next((config['data'][name].get('ops', ()) for name in read), ())
-    kept = tuple(spec for spec in ops if spec['name'] not in ('decode', 'tokenize', 'tokenize_all', 'keep'))
-    tower = tower_of(config, 'image', objective)
-    side = config['towers'][tower].get('image')
-    if not side:
-        raise RecipeError(f"towers.{tower}: does not say the side of its images; valid: a field 'image', or a resize op in an evaluation's "
-                          'data')
-    return kept if any('size' in spec for spec in kept) else (*kept, dict(name='resize', size=side))
-
-
-def text_length(source: Source, objective: str = '') -> int:
-    """Tokens of a text."""
-    if source.description is not None and source.description.length:
-        return source.description.length
-    tower = tower_of(source.config, 'text', objective)
-    if 'length' not in source.config['towers'][tower]:
-        raise RecipeError(f'towers.{tower}: takes no token ids; valid: images alone, to be encoded or compared with each other')
-    return source.config['towers'][tower]['length']
-
-
-def tokenizer_of(config: Mapping[str, Any]) -> str:
-    """The name of the tokenizer of the texts that are read: the evaluations' own, or 'text', their default."""
-    return next((spec['tokenizer'] for spec in config.get('evals', {}).values() if spec.get('tokenizer')), 'text')
-
-
-def first_with_embeddings(module: model_lib.Model) -> str:
-    """The first objective that embeds images and texts. Raises RecipeError if there is none."""
-    able = [name for name, make in module.objectives.items() if hasattr(make(), 'embed')]
-    if not able:
-        raise RecipeError(f'objectives: none of {", ".join(module.objectives)} embeds images and texts')
-    return able[0]

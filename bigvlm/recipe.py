@@ -106,6 +106,8 @@ def check(config: Mapping[str, Any]) -> None:
     for name, spec in config['objectives'].items():
         if spec.get('teacher') and spec['teacher'] not in config['ema']:
             raise RecipeError(f'objectives.{name}.teacher: no EMA {spec["teacher"]!r} (ema has: {", ".join(config["ema"]) or "none"})')
+    for name in config['evals'].keys() & config['objectives'].keys():
+        raise RecipeError(f'evals.{name}: an objective has this name, whose metrics in training are {name}/…, too; valid: another name')
     stages.configs(config)
     if config['eval_params'] and config['eval_params'] not in config['ema']:
         raise RecipeError(f'eval_params: no EMA {config["eval_params"]!r} (ema has: {", ".join(config["ema"]) or "none"})')

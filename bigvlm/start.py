@@ -9,7 +9,7 @@
 import dataclasses
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -63,27 +63,51 @@ def entries(config: Mapping[str, Any], names: Mapping[str, Any]) -> dict[str, St
     return found
 
 
-def begin(placed: Placed) -> State:
-    """The state that the run begins with, each leaf in its layout.
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """An entry whose checkpoint is open and fits. ``wanted``: {our path: the path there}; ``resized``: those of another shape."""
+    key: str
+    one: Start
+    source: Source
+    wanted: Mapping[str, str]
+    resized: Sequence[str]
+    kept: Mapping[str, jax.ShapeDtypeStruct]
+
+    def told(self, of: int) -> str:
+        return f'{len(self.wanted)} of {of} parameters begin with those of {self.source.where}'
+
+
+def opened(placed: Placed) -> list[Opened]:
+    """The entries of ``config.start``, checked against their checkpoints, of which no array is read yet; the log tells where towers
+    are loaded that compute otherwise here.
 
     Raises:
         RecipeError: a checkpoint is not there, lacks what is asked of it, or has it in another shape.
     """
     config, names = placed.plan.config, placed.variables()
+    found: list[Opened] = []
+    for key, one in entries(config, names).items():
+        where, source = f'start.{key}', open_source(one.checkpoint)
+        wanted = _targets(one, names, where)
+        if both := sorted(wanted.keys() & {path for before in found for path in before.wanted}):
+            raise RecipeError(f'{where}.load: another entry gives {both[0]} already')
+        resized = _resized(names, source, wanted, one, where)
+        kept = _kept(placed, source, wanted, f'{where}.optimizer') if one.optimizer == 'keep' else {}
+        for difference in _differences(config, source, wanted):
+            log.warning('%s: %s', where, difference)
+        found.append(Opened(key, one, source, wanted, resized, kept))
+    return found
+
+
+def begin(placed: Placed) -> State:
+    """The state that the run begins with, each leaf in its layout. Raises RecipeError as ``opened``, and for damaged arrays."""
     loaded: dict[str, jax.Array] = {}
     kept: dict[str, jax.Array] = {}
-    for key, one in entries(config, names).items():
-        source = open_source(one.checkpoint)
-        wanted = _targets(one, names, f'start.{key}')
-        if both := sorted(wanted.keys() & loaded.keys()):
-            raise RecipeError(f'start.{key}.load: another entry gives {both[0]} already')
-        loaded |= _load(placed, source, wanted, one, f'start.{key}')
-        for difference in _differences(config, source, wanted):
-            log.warning('start.%s: %s', key, difference)
-        if one.optimizer == 'keep':
-            kept |= _keep(placed, source, wanted, f'start.{key}.optimizer')
-        log.info('%d of %d parameters begin with those of %s', len(wanted), len(names), source.where)
-    state = placed.init()(np.uint32(config['seed']), loaded)
+    for entry in opened(placed):
+        loaded |= _load(placed, entry)
+        kept |= entry.source.load_kept(entry.kept) if entry.kept else {}
+        log.info(entry.told(len(placed.variables())))
+    state = placed.init()(np.uint32(placed.plan.config['seed']), loaded)
     if kept:
         state = jax.tree_util.tree_map_with_path(lambda key_path, x: kept.get(paths.from_key_path(key_path), x), state)
         state = state.replace(opt=jax.device_put(optim.restarted(state.opt), placed.shardings.opt))
@@ -117,8 +141,8 @@ def _differences(config: Mapping[str, Any], source: Source, wanted: Mapping[str,
     return found
 
 
-def _load(placed: Placed, source: Source, wanted: Mapping[str, str], one: Start, where: str) -> dict[str, jax.Array]:
-    names = placed.variables()
+def _resized(names: Mapping[str, Any], source: Source, wanted: Mapping[str, str], one: Start, where: str) -> list[str]:
+    """Our paths of those that have another shape there, as a rule allows; RecipeError for what is not there or may not be so."""
     if len(set(wanted.values())) < len(wanted):
         raise RecipeError(f'{where}.load: two parameters would be loaded from one of {source.where}')
     if missing := [path for path in wanted.values() if path not in source.abstract]:
@@ -129,15 +153,20 @@ def _load(placed: Placed, source: Source, wanted: Mapping[str, str], one: Start,
         if not any(re.fullmatch(rule, path) for rule in one.resize):
             raise RecipeError(f'{where}: {path} is {list(names[path].shape)} here and {list(source.abstract[wanted[path]].shape)} in '
                               f'{source.where}; valid: the same shape, or a rule of {where}.resize that covers it')
-    same = {there: names[path] for path, there in wanted.items() if path not in other}
-    found = source.load(same) if same else {}
-    result = {path: found[there] for path, there in wanted.items() if path not in other}
-    for path in other:
-        result[path] = _resized(placed, source, path, wanted[path])
+    return other
+
+
+def _load(placed: Placed, entry: Opened) -> dict[str, jax.Array]:
+    names, source = placed.variables(), entry.source
+    same = {path: there for path, there in entry.wanted.items() if path not in entry.resized}
+    found = source.load({there: names[path] for path, there in same.items()}) if same else {}
+    result = {path: found[there] for path, there in same.items()}
+    for path in entry.resized:
+        result[path] = _fitted(placed, source, path, entry.wanted[path])
     return result
 
 
-def _resized(placed: Placed, source: Source, path: str, there: str) -> jax.Array:
+def _fitted(placed: Placed, source: Source, path: str, there: str) -> jax.Array:
     """One of another shape, whole on every host; what it lacks is as it would be drawn."""
     name = placed.variables()[path]
     everywhere = jax.sharding.NamedSharding(placed.mesh, jax.sharding.PartitionSpec())
@@ -148,8 +177,9 @@ def _resized(placed: Placed, source: Source, path: str, there: str) -> jax.Array
     return jax.device_put(np.asarray(fitted, name.dtype), name.sharding)
 
 
-def _keep(placed: Placed, source: Source, loaded: Mapping[str, str], where: str) -> dict[str, jax.Array]:
-    """The optimizer's state and the averages of a run, by the paths of this run's state. ``loaded``: {our path: the path there}."""
+def _kept(placed: Placed, source: Source, loaded: Mapping[str, str], where: str) -> dict[str, jax.ShapeDtypeStruct]:
+    """What is kept of a run, its optimizer's state and averages, by the paths of this run's state. ``loaded``: {our path: the path
+    there}."""
     if other := [path for path, trained in placed.plan.optimizer.trainable.items() if trained and loaded.get(path) != path]:
         raise RecipeError(f'{where}: {other[0]} does not begin with its own value of {source.where}, so that its moments would be '
                           "another's; valid: a load of all that is trained, or reset")
@@ -163,4 +193,4 @@ def _keep(placed: Placed, source: Source, loaded: Mapping[str, str], where: str)
         if here != there:
             raise RecipeError(f'{where}: {path} is {here} here and {there} in {source.where}; valid: the same optimizer, parameters and '
                               'averages, or reset')
-    return source.load_kept(wanted)
+    return wanted

@@ -158,6 +158,8 @@ def dry_run(run: Run, differences: str) -> None:
     print(workdir.dump(run.config))
     print('\ndifference from the recipe:\n' + (differences or '(none)'))
     print('\n' + run.placed.table())
+    for entry in start.opened(run.placed):
+        print(f'start.{entry.key}: {entry.told(len(run.placed.variables()))}')
     print(f'\nmesh {dict(run.mesh.shape)} of {run.mesh.size} × {run.mesh.devices.flat[0].device_kind}; {run.plan.total_steps} steps of '
           f'{run.config["batch"]} examples')
     for stage, first in enumerate(run.first_steps):

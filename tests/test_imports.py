@@ -13,14 +13,14 @@ ROOT = pathlib.Path(__file__).parent.parent
 LEVELS = (
     ('core',), ('nn', 'figures', 'schedules'), ('towers', 'fusion', 'decoders', 'optim'), ('objectives', 'model'),
     ('state', 'recipe', 'data', 'metrics', 'progress', 'workdir', 'checkpoint'),
-    ('step', 'evals', 'report', 'feed', 'interop'), ('blueprint', 'functions'), ('start', 'loaded'), ('evaluate',), ('plan', 'train'))
+    ('step', 'evals', 'report', 'feed', 'interop'), ('blueprint', 'functions', 'prepared'), ('start', 'loaded'), ('evaluate',), ('plan', 'train'))
 FORBIDDEN = {
     'objectives': ('towers', 'optim', 'figures', 'schedules'), 'model': ('towers', 'optim'),
     'data': ('nn', 'model', 'optim'),
     'evals': ('nn', 'towers', 'fusion', 'decoders', 'objectives', 'model', 'state', 'optim'),
     'report': ('nn', 'model', 'state', 'data'),
     'interop': ('evals', 'report', 'step', 'feed', 'optim'),
-    'plan': ('data', 'evals', 'report', 'checkpoint', 'workdir', 'evaluate', 'interop', 'start', 'loaded')}
+    'plan': ('data', 'evals', 'report', 'checkpoint', 'workdir', 'evaluate', 'interop', 'start', 'loaded', 'prepared')}
 
 
 def modules(folder='bigvlm'):

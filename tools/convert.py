@@ -20,7 +20,7 @@ import ml_dtypes  # noqa: E402
 import numpy as np  # noqa: E402
 
 import bigvlm  # noqa: E402
-from bigvlm import loaded  # noqa: E402
+from bigvlm import prepared  # noqa: E402
 from bigvlm.core import paths  # noqa: E402
 from bigvlm.core.parts import RecipeError  # noqa: E402
 from bigvlm.interop import artefact, card, export  # noqa: E402
@@ -38,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add('--objective', default='', help="whose embeddings; the model's first that has any by default")
     add('--model_type', default='', help='of transformers; the first that holds the model by default')
     add('--dtype', default='float32', choices=list(DTYPES), help='of the arrays in the files')
+    add('--tokenizer', default='', help="of a source that has none, as 'sentencepiece,model=FILE,lower=True'")
     add('--no_tokenizer', action='store_true', help='write no files of a tokenizer')
     options = parser.parse_args(arguments)
     try:
@@ -71,10 +72,10 @@ def convert(options: argparse.Namespace) -> list[str]:
         raise RecipeError(f'target: found {options.target!r}; valid: {", ".join(f"{name}:PATH" for name in TARGETS)}')
     if kind in ('npz', 'stablehlo') and options.dtype != 'float32':
         raise RecipeError(f'--dtype: {kind} is written in float32')
-    model = bigvlm.load(options.source, objective=options.objective)
+    model = bigvlm.load(options.source, objective=options.objective, tokenizer=options.tokenizer)
     if kind == 'stablehlo':
         return artefact.write(Path(place), model)
-    sides = [loaded.tower_of(model.config, side, model.objective) for side in ('image', 'text')]
+    sides = [prepared.tower_of(model.config, side, model.objective) for side in ('image', 'text')]
     groups, path = export.renamed(model.config, model.objective, *sides, whole=options.model_type == 'flava')
     params = paths.flatten(model.params) | paths.flatten(model.collections.get('batch_stats', {}))
     if kind == 'npz':

@@ -76,6 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add('--templates', default='photo', help='prompts of the classes: a set of evals/prompts.py, or a file')
     add('--texts', default='', help='what to search for, with semicolons between; of tars: their captions by default')
     add('--limit', type=int, default=1000, help='images, at most')
+    add('--tokenizer', default='', help="of a checkpoint that has none, as 'sentencepiece,model=FILE'")
     add('--html', default='demo.html', help='the page')
     options = parser.parse_args(arguments)
     try:
@@ -97,7 +98,7 @@ def pages(options: argparse.Namespace) -> list[str]:
     names = list(filter(None, map(str.strip, options.names.split(','))))
     if not names and not texts:
         raise RecipeError('--names, --texts: neither is given, and the images have no captions')
-    model = bigvlm.load(options.checkpoint)
+    model = bigvlm.load(options.checkpoint, tokenizer=options.tokenizer)
     image_ND = model.encode_images(images)
     sections = []
     if names:

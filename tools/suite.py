@@ -21,7 +21,7 @@ sys.path.insert(0, ROOT)
 
 from ml_collections import ConfigDict  # noqa: E402
 
-from bigvlm import evaluate, loaded, recipe  # noqa: E402
+from bigvlm import evaluate, prepared, recipe  # noqa: E402
 from bigvlm.core.parts import RecipeError  # noqa: E402
 from bigvlm.evals import suite  # noqa: E402
 from bigvlm.interop.source import Source, open_source  # noqa: E402
@@ -44,14 +44,14 @@ class Result(NamedTuple):
 def planned(source: Source, options: argparse.Namespace) -> tuple[dict[str, Any], suite.Plan]:
     """(a recipe with the suite as its evaluators, the plan). Images are prepared and texts as long as the model's are, unless asked."""
     config = {**recipe.new().to_dict(), 'kinds': {}, **source.config}
-    name = options.objective or loaded.first_with_embeddings(loaded.module_of(source))
+    name = options.objective or prepared.first_with_embeddings(prepared.module_of(source))
     if name not in config['objectives']:
         raise RecipeError(f'--objective: {name!r}; valid: {", ".join(config["objectives"])}')
-    length = options.length or loaded.text_length(source, name)
-    ops = (dict(name='resize', size=options.image),) if options.image else loaded.image_ops(source, name)
+    length = options.length or prepared.text_length(source, name)
+    ops = (dict(name='resize', size=options.image),) if options.image else prepared.image_ops(source, name)
     plan = suite.specs(
         list(filter(None, options.sets.split(','))), options.data, (dict(name='decode'), *ops),
-        kinds=options.kinds.split(','), tokenizer=options.tokenizer or loaded.tokenizer_of(config), length=length,
+        kinds=options.kinds.split(','), tokenizer=options.tokenizer or prepared.tokenizer_of(config), length=length,
         prompts=options.prompts, canonicalize=options.canonicalize, limit=options.limit, objective=name, batch=options.batch)
     whole = ConfigDict({**config, 'data': {**config['data'], **plan.data}, 'evals': plan.evals})
     return recipe.resolve(recipe.complete(whole)), plan

@@ -19,6 +19,7 @@ import jax
 from bigvlm.checkpoint import CheckpointError, Checkpoints
 from bigvlm.core import foreign, parts, stages
 from bigvlm.core.foreign import WeightsError
+from bigvlm.data.prepare import spec
 from bigvlm.interop import load
 from bigvlm.interop.description import Description
 
@@ -48,15 +49,22 @@ class Source:
     step: int | None = None
 
 
-def open_source(text: str) -> Source:
+def open_source(text: str, tokenizer: str = '') -> Source:
     """See this file's head; shapes are known, and all that is wrong with the file but its numbers, before an array is read.
+
+    ``tokenizer``: the spec of one, as 'sentencepiece,model=FILE', for another library's model whose file has none (npz).
 
     Raises:
         WeightsError: there is no such thing, or it is not of a model that is known here.
     """
     kind, colon, place = text.partition(':')
     if colon and kind in FORMATS:
-        return of_foreign(*importlib.import_module(FORMATS[kind]).open_model(place), text)
+        description, weights = importlib.import_module(FORMATS[kind]).open_model(str(Path(place).expanduser()))
+        if tokenizer:
+            description = dataclasses.replace(description, tokenizer=spec.parse(tokenizer, '--tokenizer', "'sentencepiece,model=FILE'"))
+        return of_foreign(description, weights, text)
+    if tokenizer:
+        raise WeightsError(f'--tokenizer: {text} is a run, which has its own')
     whole = '@' not in text or (Path(text) / 'config.json').is_file()  # a folder's own name may have one
     workdir, at, step = (text, '', '') if whole else text.rpartition('@')
     if not (Path(workdir) / 'config.json').is_file() or at and not step.isdigit():

@@ -44,6 +44,5 @@ def test_a_key_that_the_objective_reads_and_the_data_lack_is_named():
 
 
 def test_an_evaluator_is_not_named_like_an_objective():
-    s = tiny.Setting(tiny.config())
     with pytest.raises(RecipeError, match='^evals.contrast: an objective has this name'):
-        Evaluators(dict(evals=dict(contrast=dict(name='held_out', data='val'))), s.plan.model, Sets(), {})
+        tiny.config(evals=dict(contrast=dict(name='held_out', data='val')))

@@ -13,7 +13,7 @@ import pytest
 import torch_models
 from PIL import Image, ImageDraw
 
-from bigvlm import evaluate, loaded, recipe
+from bigvlm import evaluate, prepared, recipe
 from bigvlm.evals import prompts
 from bigvlm.interop.source import open_source
 from tests.interop import their_modules
@@ -99,7 +99,7 @@ def our_metrics(checkpoint, tar, templates, classes=COLORS):
     """{name: value} of the evaluators of a recipe on a checkpoint, whose own tokenizer they take."""
     source = open_source(checkpoint)
     c = recipe.new()
-    c.data.val = dict(source=dict(name='webdataset', files=str(tar)), ops=(dict(name='decode'), *loaded.image_ops(source)))
+    c.data.val = dict(source=dict(name='webdataset', files=str(tar)), ops=(dict(name='decode'), *prepared.image_ops(source)))
     c.evals.retrieval = dict(name='retrieval', data='val', length=LENGTH)
     if classes:
         c.evals.zero_shot = dict(name='zero_shot', data='val', length=LENGTH, templates=templates, classes=classes)

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 import bigvlm
-from bigvlm import loaded
+from bigvlm import loaded, prepared
 from bigvlm.core import foreign, paths
 from bigvlm.core.parts import RecipeError
 from bigvlm.data.tokenizers.clip_bpe import ClipBpe
@@ -95,10 +95,10 @@ def test_images_are_prepared_as_zero_shot_and_retrieval_do_not_as_training():
     cut = (dict(name='decode'), dict(name='random_resized_crop', size=32), dict(name='mask_tokens'))
     evals = dict(a_held_out=dict(name='held_out', data='held_out'), captions=dict(name='captions', data='val', tokenizer='words'))
     source = of_run(towers=towers, objectives=objectives, evals=evals, data=dict(held_out=dict(ops=cut), val=dict(ops=cut)))
-    assert loaded.image_ops(source) == (dict(name='resize', size=32),) and loaded.tokenizer_of(source.config) == 'words'
+    assert prepared.image_ops(source) == (dict(name='resize', size=32),) and prepared.tokenizer_of(source.config) == 'words'
     evals |= dict(retrieval=dict(name='retrieval', data='pairs'))
     source = of_run(towers=towers, objectives=objectives, evals=evals, data=dict(held_out=dict(ops=cut), pairs=dict(ops=(cut[0], resize))))
-    assert loaded.image_ops(source) == (resize,)
+    assert prepared.image_ops(source) == (resize,)
 
 
 def test_objectives_with_other_batch_keys():
@@ -106,10 +106,10 @@ def test_objectives_with_other_batch_keys():
     drawn = dict(name='contrastive', text='text_image', text_tower='sight')
     drawn['image_tower'] = 'sight'
     source = of_run(towers=dict(sight=dict(image=32), words=dict(length=8)), objectives=dict(drawn=drawn, views=views))
-    assert [loaded.tower_of(source.config, side, 'views') for side in ('image', 'text')] == ['sight', 'words']
-    assert loaded.tower_of(source.config, 'text', 'drawn') == 'sight'
+    assert [prepared.tower_of(source.config, side, 'views') for side in ('image', 'text')] == ['sight', 'words']
+    assert prepared.tower_of(source.config, 'text', 'drawn') == 'sight'
     with pytest.raises(RecipeError, match='^towers.sight: takes no token ids'):
-        loaded.text_length(source, 'drawn')
+        prepared.text_length(source, 'drawn')
 
 
 def test_probabilities_of_all_pairs(model, monkeypatch):

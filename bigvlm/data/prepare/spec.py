@@ -8,19 +8,19 @@ from bigvlm.core.parts import RecipeError
 _OPENING, _CLOSING = '([{', ')]}'
 
 
-def parse(text: str) -> dict[str, Any]:
+def parse(text: str, flag: str = '--source', example: str = "'webdataset,files=DIR/*.tar'") -> dict[str, Any]:
     """'NAME,key=value,…' as the dict that a recipe would have. Values are Python's where they parse, else text.
 
     Commas within brackets, braces or quotes belong to the value. Raises RecipeError.
     """
     name, *fields = _split(text)
     if not re.fullmatch(r'[A-Za-z_][\w.]*', name):
-        raise RecipeError(f"--source: begins with a source's name, as 'webdataset,files=DIR/*.tar', found {name!r}")
+        raise RecipeError(f"{flag}: begins with a {flag.strip('-')}'s name, as {example}, found {name!r}")
     spec: dict[str, Any] = {'name': name}
     for field in fields:
         key, equals, value = field.partition('=')
         if not equals or not key.strip().isidentifier():
-            raise RecipeError(f'--source: fields are key=value, found {field!r}')
+            raise RecipeError(f'{flag}: fields are key=value, found {field!r}')
         spec[key.strip()] = _value(value.strip())
     return spec
 
