@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bigvlm.core import foreign
+from bigvlm.core import foreign, parts
 from bigvlm.core.foreign import WeightsError
 from bigvlm.data.cache import fresh
 from bigvlm.interop import big_vision, card, hf, image_processor, open_clip, tokenizer_files
@@ -52,6 +52,15 @@ def _renamed(spec: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any
     return {key: names.get(value, value) if key.endswith('_tower') else value for key, value in spec.items()}
 
 
+def tower_alone(config: Mapping[str, Any], name: str) -> tuple[dict[str, Any], Callable[[str], str]]:
+    """As ``renamed``, of one tower and nothing else. Raises WeightsError if there is none of this name."""
+    if name not in config['towers']:
+        raise WeightsError(f'tower: there is no tower {name!r} (there are: {", ".join(config["towers"])})')
+    tower = parts.build('bigvlm.towers', config['towers'][name], f'towers.{name}')
+    side = 'image' if tower.example()[1] == 'uint8' else 'text'
+    return {'towers': {side: config['towers'][name]}}, lambda there: f'{name}/{there.partition("/")[2]}'
+
+
 class Arrays(Mapping):
     """{path of a description: array of the model}, which must have it in that shape."""
 
@@ -93,11 +102,12 @@ def to_hf(folder: Path, groups: Mapping[str, Any], params: Mapping[str, Any], pa
         WeightsError: no model of transformers holds this one; for each that was tried, the field.
     """
     model_type, config = _first_that_holds(groups, (model_type,) if model_type else PAIRS)
-    processor = hf.image_processor(groups, model_type, image_ops)
+    pictures = 'image' in groups['towers']
+    processor = hf.image_processor(groups, model_type, image_ops) if pictures else {}
     arrays = Arrays(hf.describe_config(config, processor), params, path)
     folder.mkdir(parents=True, exist_ok=True)
     _write_json(folder / 'config.json', config | {'dtype': np.dtype(dtype).name})
-    notes = [*image_processor.write(folder, groups, model_type, image_ops)]
+    notes = [*image_processor.write(folder, groups, model_type, image_ops)] if pictures else []
     if tokenizer is not None:
         notes += tokenizer_files.write(tokenizer, folder, model_type, length).notes
     save_weights(folder, foreign.export(arrays.table, arrays), dtype=dtype)

@@ -11,7 +11,7 @@ import bigvlm
 from bigvlm import model as model_lib
 from bigvlm.core import parts, paths
 from bigvlm.core.foreign import WeightsError
-from bigvlm.interop import export
+from bigvlm.interop import big_vision, export
 from tools import convert
 
 pytestmark = pytest.mark.usefixtures('one_device')
@@ -99,6 +99,31 @@ def test_files_of_one_dtype(run, tmp_path, capsys, kind):
 def test_no_model_of_transformers(run, tmp_path, capsys):
     assert convert.main([str(run), f'hf:{tmp_path}', '--model_type', 'siglip']) == 2
     assert 'transformers has no model for this one:\nsiglip: objectives' in capsys.readouterr().err
+
+
+def test_a_tower_alone(tmp_path, capsys):
+    """Of an npz of AugReg's shape: as transformers' ViT, and back to an npz, bit for bit."""
+    rng = np.random.default_rng(0)
+    c = dict(towers=dict(image=dict(name='vit', size='', width=32, depth=2, heads=2, patch=8, image=224, pool='cls', out_dim=0, dtype='float32')))
+    described = big_vision.describe(big_vision.theirs(c))
+    params = {path: rng.normal(size=x.shape).astype(np.float32) for path, x in described.abstract.items()}
+    export.to_npz(tmp_path / 'a.npz', c, params, lambda path: path)
+    converted(capsys, f'npz:{tmp_path}/a.npz', f'npz:{tmp_path}/b.npz')
+    first, second = np.load(tmp_path / 'a.npz'), np.load(tmp_path / 'b.npz')
+    assert sorted(first) == sorted(second) and all(np.array_equal(first[name], second[name]) for name in first)
+    converted(capsys, f'npz:{tmp_path}/a.npz', f'hf:{tmp_path}/vit', '--model_type', 'vit')
+    converted(capsys, f'hf:{tmp_path}/vit', f'npz:{tmp_path}/c.npz')
+    third = np.load(tmp_path / 'c.npz')
+    assert sorted(first) == sorted(third) and all(np.array_equal(first[name], third[name]) for name in first)
+    assert convert.main([f'npz:{tmp_path}/a.npz', f'hf:{tmp_path}/vit', '--model_type', 'swin']) == 2
+    assert 'swin: towers.image.name' in capsys.readouterr().err
+    assert convert.main([f'npz:{tmp_path}/a.npz', f'hf:{tmp_path}/vit']) == 2
+    assert 'for a tower alone; valid: npz:FILE, or hf:DIR with --model_type' in capsys.readouterr().err
+
+
+def test_a_tower_of_a_run(run, tmp_path, capsys):
+    assert convert.main([str(run), f'npz:{tmp_path}/x.npz', '--tower', 'sight']) == 2
+    assert "tower: there is no tower 'sight' (there are: image, text)" in capsys.readouterr().err
 
 
 @pytest.mark.parity
