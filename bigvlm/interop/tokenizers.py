@@ -1,12 +1,12 @@
 """Tokenizers in and out: a folder of transformers or open_clip as a spec of the recipe's ``tokenizers``, and ours as files of theirs."""
 
 import importlib.util
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from bigvlm.core.foreign import WeightsError
+from bigvlm.interop.files.entry import json_mapping
 
 # What transformers opens a model's texts with if tokenizer_config.json does not say it.
 CLASSES = {'clip': 'CLIPTokenizer', 'siglip': 'SiglipTokenizer', 'siglip2': 'Siglip2Tokenizer', 'roberta': 'RobertaTokenizer',
@@ -26,7 +26,7 @@ def describe(folder: str | Path) -> dict[str, Any] | None:
         WeightsError: it has settings that no tokenizer of ours has, or lacks a file.
     """
     folder = Path(folder)
-    config, model = _json(folder / 'tokenizer_config.json'), _json(folder / 'config.json')
+    config, model = json_mapping(folder / 'tokenizer_config.json'), json_mapping(folder / 'config.json')
     model_type = model.get('model_type', '')
     if model_type == 'vision-text-dual-encoder':
         model_type = model.get('text_config', {}).get('model_type', '')
@@ -37,7 +37,7 @@ def describe(folder: str | Path) -> dict[str, Any] | None:
         return None
     if config.get('truncation_side', 'right') != 'right':
         raise WeightsError(f'{folder / "tokenizer_config.json"}: truncation_side: found {config["truncation_side"]!r}; valid: right')
-    special = _json(folder / 'special_tokens_map.json') | config
+    special = json_mapping(folder / 'special_tokens_map.json') | config
     return {'SiglipTokenizer': _siglip, 'BertTokenizer': _bert, 'CLIPTokenizer': _clip, 'RobertaTokenizer': _roberta,
             'XLMRobertaTokenizer': _xlm_roberta}.get(kind, _library)(folder, kind, special)
 
@@ -56,7 +56,7 @@ def _bert(folder: Path, kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
     if (folder / 'vocab.txt').is_file() and plain and config.get('padding_side', 'right') == 'right':
         return dict(name='wordpiece', model=str(folder / 'vocab.txt'), lower=lower)
     found = _library(folder, kind, config)
-    told = _json(folder / 'tokenizer.json').get('normalizer') or {}
+    told = json_mapping(folder / 'tokenizer.json').get('normalizer') or {}
     wanted = dict(lowercase=lower, strip_accents=config.get('strip_accents'),
                   handle_chinese_chars=config.get('tokenize_chinese_chars', True))
     for name, value in wanted.items():
@@ -70,7 +70,7 @@ def _clip(folder: Path, kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
         return _library(folder, kind, config)
     from bigvlm.data.tokenizers.clip_bpe import ClipBpe
     spec = dict(name='clip_bpe', model=_file(folder, 'merges.txt', kind), clean='nfc', pad='eot')
-    ids = _json(folder / 'vocab.json')
+    ids = json_mapping(folder / 'vocab.json')
     if ids != {piece: i for i, piece in enumerate(ClipBpe(spec['model']).pieces)}:
         raise WeightsError(f'{folder}: vocab.json does not number the pieces as OpenAI does (bytes, bytes that end a word, merges, start, '
                            'end), so tokenizer.json is needed')
@@ -163,16 +163,3 @@ def _file(folder: Path, name: str, kind: str) -> str:
     if not (folder / name).is_file():
         raise WeightsError(f'{folder}: {kind or "the tokenizer"} needs {name}, which is not there')
     return str(folder / name)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """A JSON file's mapping, {} where there is none."""
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding='utf-8'))
-    except ValueError as error:
-        raise WeightsError(f'{path}: no JSON ({error})') from None
-    if not isinstance(found, dict):
-        raise WeightsError(f'{path}: no mapping')
-    return found

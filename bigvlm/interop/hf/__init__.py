@@ -10,7 +10,6 @@ A file here is a ``model_type`` of transformers, with ``-`` written ``_``. It ha
 
 import dataclasses
 import importlib
-import json
 import pathlib
 import pkgutil
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ from typing import Any
 from bigvlm.core.foreign import Weights, WeightsError
 from bigvlm.interop import tokenizers
 from bigvlm.interop.description import Description
+from bigvlm.interop.files.entry import json_mapping
 from bigvlm.interop.hf import _files, _images
 from bigvlm.interop.weights import open_weights
 
@@ -90,7 +90,7 @@ def _module(model_type: str) -> ModuleType:
 
 
 def _config(folder: pathlib.Path) -> dict[str, Any]:
-    found = _read(folder / 'config.json')
+    found = json_mapping(folder / 'config.json')
     if not found:
         raise WeightsError(f'{folder}: there is no config.json, so this is no folder of transformers')
     return found
@@ -98,17 +98,4 @@ def _config(folder: pathlib.Path) -> dict[str, Any]:
 
 def _processor(folder: pathlib.Path) -> dict[str, Any]:
     """preprocessor_config.json, or the part of it in processor_config.json, or {}."""
-    return _read(folder / 'preprocessor_config.json') or _read(folder / 'processor_config.json').get('image_processor', {})
-
-
-def _read(path: pathlib.Path) -> dict[str, Any]:
-    """A file of JSON, {} where there is none."""
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding='utf-8'))
-    except ValueError as e:
-        raise WeightsError(f'{path}: this is no JSON ({e})') from None
-    if not isinstance(found, dict):
-        raise WeightsError(f'{path}: a mapping is expected, found {type(found).__name__}')
-    return found
+    return json_mapping(folder / 'preprocessor_config.json') or json_mapping(folder / 'processor_config.json').get('image_processor', {})
