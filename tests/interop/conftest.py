@@ -45,7 +45,7 @@ def run(tmp_path_factory):
     (folder / 'run.json').write_text(json.dumps(dict(status='finished', recipe='small_clip')))
     record = dict(source='a folder', examples=10, unusable=1, surviving=9, fingerprint='ab12')
     (folder / 'data.json').write_text(json.dumps(dict(train=record)))
-    lines = [{'step': 5, 'zero_shot/top1': .2}, {'step': 7, 'loss': 1.}, {'step': 7, 'zero_shot/top1': .4321, 'zero_shot/top1_chance': .1}]
+    lines = [{'step': 5, 'zero_shot/top1': .2, 'zero_shot/top5': .77}, {'step': 7, 'loss': 1.}, {'step': 7, 'zero_shot/top1': .4321, 'zero_shot/top1_chance': .1}]
     (folder / 'metrics.jsonl').write_text('\n'.join(map(json.dumps, lines)) + '\n')
     return folder
 

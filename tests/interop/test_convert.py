@@ -46,7 +46,7 @@ def test_there_and_back(run, model, tmp_path, capsys, kind):
     card = (tmp_path / 'out' / 'README.md').read_text()
     assert '# small_clip' in card and '7 steps of 8 examples (56 in all), adamw with rate 0.001' in card
     assert 'Data `train`: a folder, 9 examples (content ab12).' in card and '| zero_shot/top1 | 43.2 % | 10.0 % |' in card
-    assert 'A paper, arXiv 0000.00000' in card and '20.0 %' not in card
+    assert 'A paper, arXiv 0000.00000' in card and '20.0 %' not in card and '77.0 %' not in card, 'of this step alone'
 
 
 def test_half_precision_and_another_library_to_another(run, model, tmp_path, capsys):

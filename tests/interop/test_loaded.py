@@ -1,17 +1,19 @@
 """A trained model for use: embeddings, classification, search."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 import bigvlm
-from bigvlm import loaded, prepared
+from bigvlm import evaluate, loaded, prepared
 from bigvlm.core import foreign, paths
 from bigvlm.core.parts import RecipeError
 from bigvlm.data.tokenizers.clip_bpe import ClipBpe
 from bigvlm.interop.hf import flava
-from bigvlm.interop.source import Source, of_foreign
+from bigvlm.interop.source import Source, of_foreign, open_source
 from tests.interop.fakes import Memory
 
 RNG = np.random.default_rng(0)
@@ -140,3 +142,22 @@ def test_what_there_is_not(run, one_device):
         bigvlm.load(f'{run}@6')
     with pytest.raises(AttributeError, match='no attribute'):
         bigvlm.save
+
+
+def test_a_run_that_is_evaluated_by_its_averages_is_used_by_them(run, model, one_device):
+    source, path = open_source(str(run)), 'ema/slow/image/out/kernel'
+    averaged = jax.ShapeDtypeStruct((32, 16), np.float32)
+
+    def load_kept(wanted):
+        return {name: jax.device_put(np.full(x.shape, .5, np.float32), x.sharding) for name, x in wanted.items()}
+    source = dataclasses.replace(source, config={**source.config, 'eval_params': 'slow'}, kept={path: averaged}, load_kept=load_kept)
+    found = loaded.Model(source)
+    assert (np.asarray(found.params['image']['out']['kernel']) == .5).all()
+    assert np.array_equal(found.params['text']['out']['kernel'], model.params['text']['out']['kernel']), 'what has no average is as it is'
+
+
+def test_a_run_of_more_devices_is_evaluated_on_those_that_there_are(run, one_device):
+    source = open_source(str(run))
+    asked = {'data': 2, 'fsdp': 4}
+    assert evaluate._mesh(dataclasses.replace(source, config={**source.config, 'mesh': asked})) == {'data': -1}
+    assert evaluate._mesh(dataclasses.replace(source, config={**source.config, 'mesh': {'data': 1}})) == {'data': 1}
