@@ -11,6 +11,7 @@ from bigvlm.data.bad import BadExample, usable
 from bigvlm.data.sources._file_index import Joined
 from bigvlm.data.sources._records import ArrayRecords
 from bigvlm.data.sources.array_record import unpack
+from bigvlm.data.sources._passed_on import pass_on
 
 MANIFEST = 'manifest.json'
 _KEYS = ('version', 'source', 'fingerprint', 'examples', 'shard', 'fields', 'settings', 'shards', 'finished')
@@ -35,17 +36,11 @@ class Annotated:
         self._sides = [_Side(folder, self._of) for folder in folders]
         self._share(tuple(fields))
         self.name = f'{self._of.name} (with {", ".join(folder.name for folder in folders)})'
-        self.label_names = tuple(self._of.label_names)
+        pass_on(self, self._of, self._read)
         known = json.dumps([self._of.fingerprint, *([side.digests, side.fields] for side in self._sides)])
         self.fingerprint = hashlib.sha256(known.encode()).hexdigest()[:16]
-        self.damage = dict(getattr(self._of, 'damage', {}))
         for side in self._sides:
             self.damage |= {f'{side.folder.name}: {reason}': items for reason, items in side.records.damage.items()}
-        self.reads_together = getattr(self._of, 'reads_together', True)
-        if hasattr(self._of, 'io'):
-            self.io = self._of.io
-        if hasattr(self._of, 'read'):  # whoever asks whether a source reads neighbours together asks for this attribute
-            self.read = self._read
 
     def __len__(self) -> int:
         return len(self._of)

@@ -9,6 +9,7 @@ import numpy as np
 from bigvlm.core import parts
 from bigvlm.core.parts import RecipeError
 from bigvlm.data.bad import BadExample
+from bigvlm.data.sources._passed_on import pass_on
 
 
 class Mismatched:
@@ -26,14 +27,8 @@ class Mismatched:
             raise RecipeError(f'of: {self._of.name} has {len(self._of)} example; captions are exchanged among two or more')
         self._share, self._seed = share, seed
         self.name = f'{self._of.name} ({share:.0%} mismatched)'
-        self.label_names = tuple(self._of.label_names)
+        pass_on(self, self._of, self._read)
         self.fingerprint = hashlib.sha256(json.dumps([self._of.fingerprint, share, seed]).encode()).hexdigest()[:16]
-        self.damage = getattr(self._of, 'damage', {})
-        self.reads_together = getattr(self._of, 'reads_together', True)
-        if hasattr(self._of, 'io'):
-            self.io = self._of.io
-        if hasattr(self._of, 'read'):  # whoever asks whether a source reads neighbours together asks for this attribute
-            self.read = self._read
 
     def __len__(self) -> int:
         return len(self._of)

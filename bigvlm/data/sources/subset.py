@@ -10,6 +10,7 @@ import numpy as np
 from bigvlm.core import parts
 from bigvlm.core.parts import RecipeError
 from bigvlm.data.bad import BadExample
+from bigvlm.data.sources._passed_on import pass_on
 
 _GAP = 16  # examples left out in a row that are still cheaper to read over than to ask twice
 
@@ -27,15 +28,10 @@ class Subset:
         self._of = parts.build('bigvlm.data.sources', of, 'of')
         self._keep_K = _load(Path(keep).expanduser(), self._of)
         self.name = f'{self._of.name} ({Path(keep).name})'
-        self.label_names = tuple(self._of.label_names)
+        pass_on(self, self._of, self._read)
         digest = hashlib.sha256(self._of.fingerprint.encode())
         digest.update(np.ascontiguousarray(self._keep_K, np.int64))
         self.fingerprint = digest.hexdigest()[:16]
-        self.damage = getattr(self._of, 'damage', {})
-        if hasattr(self._of, 'io'):
-            self.io = self._of.io
-        if hasattr(self._of, 'read'):  # whoever asks whether a source reads neighbours together asks for this attribute
-            self.read = self._read
 
     def __len__(self) -> int:
         return len(self._keep_K)
